@@ -1,0 +1,82 @@
+"""Text to token ids and back: GPT-2's byte-pair encoding, from the table in this repository."""
+
+import base64
+import codecs
+import hashlib
+from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import tiktoken
+from tiktoken_ext.openai_public import r50k_pat_str
+
+TABLE_PATH = Path(__file__).parent / "assets" / "r50k_base.tiktoken"
+TABLE_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
+END_OF_TEXT = "<|endoftext|>"
+END_OF_TEXT_ID = 50256
+
+
+class VocabularyError(ValueError):
+    """The byte-pair table is missing or damaged."""
+
+    exit_code = 3
+
+
+class GPT2Tokenizer:
+    """GPT-2's tokenizer, offline: `encode("Hello world") -> [15496, 995]`, `decode` inverts it.
+
+    `encoding` is the `tiktoken.Encoding` behind it: 50,256 byte pairs and `<|endoftext|>`.
+    """
+
+    def __init__(self) -> None:
+        self.encoding = load_encoding(TABLE_PATH)
+
+    def encode(
+        self, text: str, allowed_special: AbstractSet[str] | Literal["all"] = frozenset()
+    ) -> list[int]:
+        """Ids of the text; special tokens count as plain text unless named in `allowed_special`."""
+        return self.encoding.encode(text, allowed_special=allowed_special, disallowed_special=())
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of the ids; bytes that are not UTF-8 become U+FFFD."""
+        return self.encoding.decode(list(ids))
+
+
+class StreamDecoder:
+    """Text of tokens that arrive one by one, in whole characters; the pieces join to `decode`."""
+
+    def __init__(self, tokenizer: GPT2Tokenizer) -> None:
+        self._encoding = tokenizer.encoding
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token_id: int) -> str:
+        """The characters that this token completes, possibly none."""
+        return self._utf8.decode(self._encoding.decode_single_token_bytes(token_id))
+
+    def finish(self) -> str:
+        """What is left when no token follows: U+FFFD for a character that stayed incomplete."""
+        return self._utf8.decode(b"", final=True)
+
+
+@cache
+def load_encoding(table_path: Path) -> tiktoken.Encoding:
+    """The encoding of a table in tiktoken's format, lines `<base64 token> <rank>`; hash checked."""
+    restore = "restore it from the repository"
+    try:
+        table = table_path.read_bytes()
+    except OSError as error:
+        reason = f"cannot read the vocabulary ({table_path}: {error.strerror}): {restore}"
+        raise VocabularyError(reason) from error
+    if hashlib.sha256(table).hexdigest() != TABLE_SHA256:
+        raise VocabularyError(f"damaged vocabulary ({table_path}: wrong SHA-256): {restore}")
+    pairs = (line.split() for line in table.splitlines())
+    ranks = {base64.b64decode(token): int(rank) for token, rank in pairs}
+    return tiktoken.Encoding(
+        "gpt2",
+        pat_str=r50k_pat_str,
+        mergeable_ranks=ranks,
+        special_tokens={END_OF_TEXT: END_OF_TEXT_ID},
+        explicit_n_vocab=END_OF_TEXT_ID + 1,
+    )
