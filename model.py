@@ -1,0 +1,268 @@
+"""GPT-2's network: pre-norm transformer blocks, learned positions, the head tied to the input.
+
+Radford et al. 2019, "Language Models are Unsupervised Multitask Learners". The class names are
+those of the well-known encoder-decoder tutorials; the mathematics is GPT-2's.
+
+Shapes: B batch, T time in tokens, C channels (embedding_dim), H heads, D = C / H head size,
+V vocabulary.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+INITIAL_STD = 0.02  # of all weights; GPT-2, section 2.3
+
+
+class InputEmbeddings(nn.Module):
+    """Token ids (B, T) -> vectors (B, T, C). The same table is the output head."""
+
+    def __init__(self, vocab_size: int, embedding_dim: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocab_size, embedding_dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.embedding(tokens)
+
+
+class Dropout(nn.Dropout):
+    """nn.Dropout, whose masks take a fifth of the time on a CPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and self.p > 0 and x.is_cpu:
+            return x * dropout_mask(x, self.p)
+        return super().forward(x)
+
+
+def dropout_mask(like: Tensor, probability: float) -> Tensor:
+    """Zeros with the given probability, to 2^-16, and for the rest what keeps the mean at 1.
+
+    Each element takes 16 of torch's random bits; bernoulli_() would draw 64 for each.
+    """
+    num_dropped = round(probability * 2**16)  # of the values of an int16
+    draws = torch.empty(-(-like.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+    draws = draws.view(torch.int16)[: like.numel()].view(like.shape)
+    mask = torch.empty(like.shape, dtype=like.dtype)
+    torch.ge(draws, num_dropped - 2**15, out=mask)
+    return mask.mul_(2**16 / (2**16 - num_dropped))
+
+
+class PositionalEncoding(nn.Module):
+    """Adds the learned vector of each position, the first of them being number `start`."""
+
+    def __init__(self, seq_len: int, embedding_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.pe = nn.Parameter(torch.empty(seq_len, embedding_dim))
+        self.dropout = Dropout(dropout)
+
+    def forward(self, x: Tensor, start: int = 0) -> Tensor:
+        return self.dropout(x + self.pe[start : start + x.size(1)])
+
+
+class LayerNormalization(nn.LayerNorm):
+    """Layer normalization over C with a weight and a bias per channel; eps inside the root."""
+
+    def __init__(self, embedding_dim: int) -> None:
+        super().__init__(embedding_dim, eps=1e-5)
+
+
+def causal_attention(query: Tensor, key: Tensor, value: Tensor, *, dropout: float) -> Tensor:
+    """softmax(query key^T / sqrt(D)) value, each position over those up to it: all (B, H, T, D).
+
+    Torch's own kernel where it wins. On a CPU it takes three times as long as the formula written
+    out when there is dropout, and up to four times as long in bfloat16 (docs/speed.md).
+    """
+    if not query.is_cpu or (dropout == 0 and query.dtype == torch.float32):
+        return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
+    T, D = query.shape[-2:]
+    future = query.new_full((T, T), float("-inf")).triu(diagonal=1)
+    weights = F.softmax((query * D**-0.5) @ key.transpose(-2, -1) + future, dim=-1)
+    if dropout > 0:
+        weights = weights * dropout_mask(weights, dropout)
+    return weights @ value
+
+
+class MultiHeadAttentionBlock(nn.Module):
+    """Causal self-attention: position t looks at positions 0 to t."""
+
+    def __init__(self, embedding_dim: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(embedding_dim, 3 * embedding_dim)
+        self.projection = nn.Linear(embedding_dim, embedding_dim)
+        self.attention_dropout = dropout
+        self.residual_dropout = Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, T, C = x.shape
+        qkv = self.qkv(x).view(B, T, 3, self.num_heads, C // self.num_heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
+        dropout = self.attention_dropout if self.training else 0.0
+        mixed = causal_attention(query, key, value, dropout=dropout)
+        mixed = mixed.transpose(1, 2).reshape(B, T, C)
+        return self.residual_dropout(self.projection(mixed))
+
+
+class FeedForwardNetwork(nn.Module):
+    """Two linear layers around GELU in its tanh form, the one GPT-2 was trained with."""
+
+    def __init__(self, embedding_dim: int, ffn_hidden_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.expand = nn.Linear(embedding_dim, ffn_hidden_dim)
+        self.contract = nn.Linear(ffn_hidden_dim, embedding_dim)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.contract(F.gelu(self.expand(x), approximate="tanh")))
+
+
+class TransformerBlock(nn.Module):
+    """Attention, then feed-forward; each reads the normalized residual stream and adds to it."""
+
+    def __init__(
+        self, embedding_dim: int, num_heads: int, dropout: float, ffn_hidden_dim: int
+    ) -> None:
+        super().__init__()
+        self.attention_norm = LayerNormalization(embedding_dim)
+        self.attention = MultiHeadAttentionBlock(embedding_dim, num_heads, dropout)
+        self.feed_forward_norm = LayerNormalization(embedding_dim)
+        self.feed_forward = FeedForwardNetwork(embedding_dim, ffn_hidden_dim, dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.attention_norm(x))
+        return x + self.feed_forward(self.feed_forward_norm(x))
+
+
+class Transformer(nn.Module):
+    """GPT-2: `model(ids) -> logits`, (B, T) -> (B, T, V), for T up to `seq_len`."""
+
+    def __init__(
+        self,
+        input_embedding: InputEmbeddings,
+        positional_encoding: PositionalEncoding,
+        blocks: list[TransformerBlock],
+        final_norm: LayerNormalization,
+    ) -> None:
+        super().__init__()
+        self.input_embedding = input_embedding
+        self.positional_encoding = positional_encoding
+        self.blocks = nn.ModuleList(blocks)
+        self.final_norm = final_norm
+
+    @property
+    def seq_len(self) -> int:
+        """The context: the most tokens that the model sees at once."""
+        return self.positional_encoding.pe.size(0)
+
+    @property
+    def device(self) -> torch.device:
+        return self.positional_encoding.pe.device
+
+    def hidden_states(self, tokens: Tensor) -> Tensor:
+        """What the head reads: ids (B, T) -> normalized final states (B, T, C)."""
+        assert tokens.size(1) <= self.seq_len, f"{tokens.size(1)} tokens, context {self.seq_len}"
+        x = self.positional_encoding(self.input_embedding(tokens))
+        for block in self.blocks:
+            x = block(x)
+        return self.final_norm(x)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits of hidden states: (..., C) -> (..., V). Tied: its weight is the embedding."""
+        return F.linear(hidden, self.input_embedding.embedding.weight)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.hidden_states(tokens))
+
+
+def build_transformer(
+    input_vocab_size: int,
+    input_seq_len: int,
+    embedding_dim: int = 256,
+    num_layers: int = 4,
+    num_heads: int = 8,
+    dropout: float = 0.1,
+    ffn_hidden_dim: int = 1024,
+) -> Transformer:
+    """A freshly initialised model in float32; ValueError names every size that cannot work."""
+    check_sizes(
+        dropout,
+        input_vocab_size=input_vocab_size,
+        input_seq_len=input_seq_len,
+        embedding_dim=embedding_dim,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        ffn_hidden_dim=ffn_hidden_dim,
+    )
+    model = Transformer(
+        InputEmbeddings(input_vocab_size, embedding_dim),
+        PositionalEncoding(input_seq_len, embedding_dim, dropout),
+        [
+            TransformerBlock(embedding_dim, num_heads, dropout, ffn_hidden_dim)
+            for _ in range(num_layers)
+        ],
+        LayerNormalization(embedding_dim),
+    )
+    initialize(model)
+    return model
+
+
+def check_sizes(dropout: float, **sizes: int) -> None:
+    """ValueError with everything that no model can be built of."""
+    problems = [
+        f"{name}={size!r} is not a positive whole number"
+        for name, size in sizes.items()
+        if not isinstance(size, int) or size < 1
+    ]
+    embedding_dim, num_heads = sizes["embedding_dim"], sizes["num_heads"]
+    if not problems and embedding_dim % num_heads:
+        problems.append(f"embedding_dim={embedding_dim} is not a multiple of num_heads={num_heads}")
+    if not 0 <= dropout < 1:
+        problems.append(f"dropout={dropout} is not in [0, 1)")
+    if problems:
+        raise ValueError("; ".join(problems))
+
+
+@torch.no_grad()
+def initialize(model: Transformer) -> None:
+    """GPT-2's start: N(0, 0.02), biases 0, what adds to the residual stream / sqrt(2 layers)."""
+    for name, parameter in model.named_parameters():
+        if name.endswith(".bias"):
+            parameter.zero_()
+        elif "norm" in name:
+            parameter.fill_(1.0)
+        elif name.endswith(("projection.weight", "contract.weight")):
+            parameter.normal_(std=INITIAL_STD / (2 * len(model.blocks)) ** 0.5)
+        else:
+            parameter.normal_(std=INITIAL_STD)
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Parameter counts of a model."""
+
+    total: int
+    embedding: int
+    positions: int
+    blocks: int
+
+    @property
+    def training_megabytes(self) -> float:
+        """Weights, gradients and AdamW's two moments in float32: 16 bytes a parameter."""
+        return 16 * self.total / 1e6
+
+    def __str__(self) -> str:
+        return (
+            f"{self.total:,} parameters (embedding and head {self.embedding:,}, positions "
+            f"{self.positions:,}, blocks {self.blocks:,}): {4 * self.total / 1e6:,.0f} MB of "
+            f"weights, {self.training_megabytes:,.0f} MB with gradients and AdamW"
+        )
+
+
+def model_size(model: Transformer) -> ModelSize:
+    """The model's parameters by part; the final norm counts with the blocks."""
+    total = sum(parameter.numel() for parameter in model.parameters())
+    embedding = model.input_embedding.embedding.weight.numel()
+    positions = model.positional_encoding.pe.numel()
+    return ModelSize(total, embedding, positions, blocks=total - embedding - positions)
