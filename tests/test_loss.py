@@ -1,0 +1,147 @@
+"""The chunked loss against the plain formula: its value, both gradients, and who may wrap it."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from loss import NextTokenLoss
+from model import Transformer, build_transformer
+from vocabulary import Vocabulary
+
+B, T, V = 3, 7, 11
+CHUNK_SIZES = [1, 4, 21, 100]  # of B * T = 21 tokens: one, a rest of one, all, more than there are
+USED_IDS = np.array([2, 3, 5, 9])
+
+
+def tiny_model(vocab_size: int = V) -> Transformer:
+    torch.manual_seed(0)
+    model = build_transformer(vocab_size, T, 16, 2, 2, 0.0, 32)
+    with torch.no_grad():  # large enough that the softmax is far from uniform
+        model.input_embedding.embedding.weight.mul_(30)
+    return model
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(V, (2, B, T), generator=generator).unbind()
+
+
+def naive_loss(model, inputs, targets):
+    return F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
+
+
+def gradients(model, loss):
+    """Loss and all the gradients of the model, in the order of its parameters."""
+    model.zero_grad()
+    loss.backward()
+    return [loss.detach(), *(parameter.grad.clone() for parameter in model.parameters())]
+
+
+@pytest.mark.parametrize("chunk_size", CHUNK_SIZES)
+@pytest.mark.parametrize(
+    ("dtype", "rtol"),
+    [(torch.float32, 1e-5), (torch.float64, 1e-12)],  # sums of 21 terms, in another order
+)
+def test_value_and_gradients_are_those_of_the_plain_formula(chunk_size, dtype, rtol):
+    model = tiny_model().to(dtype)
+    ours = gradients(model, NextTokenLoss(model, chunk_size=chunk_size)(*batch()))
+    naive = gradients(model, naive_loss(model, *batch()))
+    assert ours[0].dtype == dtype
+    torch.testing.assert_close(ours[0], naive[0], rtol=rtol / 10, atol=0)
+    torch.testing.assert_close(ours, naive, rtol=rtol, atol=rtol / 10)
+
+
+def test_bf16_autocast_agrees_with_float32_to_the_precision_of_bf16():
+    model = tiny_model()
+    with torch.no_grad():  # the softmax of the start, where the value must not be lucky
+        model.input_embedding.embedding.weight.div_(30)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = NextTokenLoss(model, chunk_size=4)(*batch())
+    assert loss.dtype == torch.float32
+    ours = gradients(model, loss)
+    naive = gradients(model, naive_loss(model, *batch()))
+    torch.testing.assert_close(ours[0], naive[0], rtol=0, atol=1e-3)
+    for our, exact in zip(ours, naive, strict=True):
+        assert (our - exact).norm() <= 2**-6 * exact.norm()  # bf16 rounds by 2^-9, several times
+
+
+def test_huge_logits_neither_overflow_nor_lose_the_target():
+    model = tiny_model()
+    with torch.no_grad():
+        model.input_embedding.embedding.weight.mul_(1000)
+    loss = NextTokenLoss(model, chunk_size=4)(*batch())
+    torch.testing.assert_close(loss, naive_loss(model, *batch()))
+    assert all(gradient.isfinite().all() for gradient in gradients(model, loss))
+
+
+def test_evaluation_is_the_training_value_bit_for_bit_and_needs_no_gradients():
+    model = tiny_model()
+    objective = NextTokenLoss(model, chunk_size=4)
+    with torch.no_grad():
+        evaluated = objective(*batch())
+    assert not evaluated.requires_grad
+    assert torch.equal(evaluated, objective(*batch()).detach())
+
+
+def test_micro_batches_divided_by_the_whole_count_add_up_to_the_batch():
+    model = tiny_model().double()
+    objective = NextTokenLoss(model)
+    whole = gradients(model, objective(*batch()))
+    rows = [
+        gradients(model, objective(inputs[None], targets[None], B * T))
+        for inputs, targets in zip(*batch(), strict=True)
+    ]
+    torch.testing.assert_close([sum(parts) for parts in zip(*rows, strict=True)], whole)
+
+
+def test_a_scaled_loss_scales_the_gradients():
+    model = tiny_model()
+    objective = NextTokenLoss(model)
+    once = gradients(model, objective(*batch()))
+    scaled = gradients(model, 8 * objective(*batch()))
+    torch.testing.assert_close(scaled, [8 * part for part in once])
+
+
+@pytest.mark.parametrize("chunk_size", CHUNK_SIZES)
+def test_the_compact_form_is_the_full_model_with_equal_unused_rows(chunk_size):
+    vocabulary = Vocabulary.of(USED_IDS, V)
+    compact = tiny_model(vocabulary.size).double()
+    full = build_transformer(V, T, 16, 2, 2, 0.0, 32).double()
+    weights = compact.state_dict()
+    name = "input_embedding.embedding.weight"
+    full.load_state_dict({**weights, name: vocabulary.expand(weights[name])})
+
+    objective = NextTokenLoss(compact, num_shared=vocabulary.num_shared, chunk_size=chunk_size)
+    ours = gradients(compact, objective(*(vocabulary.compact(ids) for ids in batch())))
+    expected = gradients(full, naive_loss(full, *batch()))
+    # parameter 0, after the loss, is the table: a shared row moves all its tokens together
+    expected[1] = torch.zeros_like(ours[1]).index_add_(0, vocabulary.row_of_token, expected[1])
+    assert set(batch()[1].flatten().tolist()) - set(USED_IDS)  # unused tokens are targets too
+    torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("is_autocast", [False, True])
+def test_the_compiled_loss_agrees_with_the_eager_one(is_autocast):
+    model = tiny_model()
+    compiled = torch.compile(NextTokenLoss(copy.deepcopy(model), chunk_size=4), backend="aot_eager")
+    results = []
+    for objective in (NextTokenLoss(model, chunk_size=4), compiled):
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_autocast):
+            loss = objective(*batch())
+        results.append(gradients(objective.model, loss))
+    torch.testing.assert_close(*results)
+
+
+def test_data_parallel_training_with_one_process_changes_nothing(tmp_path):
+    model = tiny_model()
+    expected = gradients(model, NextTokenLoss(model)(*batch()))
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        parallel = torch.nn.parallel.DistributedDataParallel(NextTokenLoss(model))
+        assert all(map(torch.equal, gradients(model, parallel(*batch())), expected))
+    finally:
+        torch.distributed.destroy_process_group()
