@@ -1,0 +1,227 @@
+"""Where and how a command runs: device, precision, seeds, log, signals, the door for errors."""
+
+import os
+import resource
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType, TracebackType
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+EXIT_DISK = 6
+EXIT_MEMORY = 8
+STOP_SIGNALS = {
+    signal.SIGINT: "Ctrl-C",
+    signal.SIGTERM: "SIGTERM",
+    signal.SIGHUP: "SIGHUP",
+}
+
+
+class DeviceError(ValueError):
+    """The wanted device does not exist."""
+
+    exit_code = 2
+
+
+class NonFiniteError(ArithmeticError):
+    """A loss, a gradient or logits that are not finite."""
+
+    exit_code = 7
+
+
+class Stopped(BaseException):
+    """A signal asked the command to end; `advice` says how to go on from here."""
+
+    def __init__(self, number: int, advice: str = "") -> None:
+        super().__init__(f"by {STOP_SIGNALS[number]}{advice}")
+        self.number = number
+        self.exit_code = 128 + number
+
+
+class StopSignals:
+    """Turns Ctrl-C, SIGTERM and SIGHUP into `Stopped`.
+
+    Raised at once, until `hold()`; from then on only by `check()`, where the program can be
+    left in order. The second signal always ends the process at once.
+    """
+
+    def __init__(self) -> None:
+        self._received: int | None = None
+        self._is_held = False
+
+    def __enter__(self) -> "StopSignals":
+        self._previous = {number: signal.signal(number, self._receive) for number in STOP_SIGNALS}
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def hold(self) -> None:
+        self._is_held = True
+
+    def check(self) -> None:
+        """Raises Stopped if a signal has arrived."""
+        if self._received is not None:
+            raise Stopped(self._received)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self._received is not None:
+            os._exit(128 + number)
+        self._received = number
+        if not self._is_held:
+            raise Stopped(number)
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Runs `main` and exits: 0, or one line on stderr and the code of the error's kind.
+
+    A foreseeable error has an `exit_code`, is an OSError (6) or a lack of memory (8). With
+    TRACEBACK=1 in the environment its traceback is shown; that of a bug always is.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")
+    try:
+        main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of our output has left, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except (Exception, Stopped, KeyboardInterrupt) as error:
+        code = exit_code_of(error)
+        if code is None:
+            raise
+        if os.environ.get("TRACEBACK") == "1":
+            traceback.print_exc()
+        print(f"{'stopped' if code > 128 else 'error'}: {describe(error)}", file=sys.stderr)
+        sys.exit(code)
+
+
+def exit_code_of(error: BaseException) -> int | None:
+    """The documented exit code of an error, None for one that nobody foresaw."""
+    if hasattr(error, "exit_code"):
+        return error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return 128 + signal.SIGINT
+    if isinstance(error, OSError):
+        return EXIT_DISK
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return EXIT_MEMORY
+    return None
+
+
+def describe(error: BaseException) -> str:
+    """The error in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        place = f" ({error.filename})" if error.filename else ""
+        return f"{error.strerror}{place}: check the disk and the permissions"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def log(line: str) -> None:
+    """Prints a line above the progress bar; without a reader of stdout it goes nowhere."""
+    with suppress(BrokenPipeError):
+        tqdm.write(line, file=sys.stdout)
+        sys.stdout.flush()
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The device of a run and the type of its matrix products, each with the reason."""
+
+    device: torch.device
+    dtype: torch.dtype
+    reasons: tuple[str, str]
+
+    @classmethod
+    def choose(cls, device_name: str = "auto", precision: str = "auto") -> "Machine":
+        device, device_reason = choose_device(device_name)
+        dtype, dtype_reason = choose_precision(device, precision)
+        return cls(device, dtype, (device_reason, dtype_reason))
+
+    def __str__(self) -> str:
+        precision = str(self.dtype).removeprefix("torch.")
+        return f"{self.device} ({self.reasons[0]}), {precision} ({self.reasons[1]})"
+
+    def autocast(self) -> torch.autocast:
+        """A context in which matrix products run in `dtype`."""
+        is_mixed = self.dtype != torch.float32
+        return torch.autocast(self.device.type, self.dtype, enabled=is_mixed)
+
+    def gradient_scaler(self) -> torch.amp.GradScaler:
+        """Keeps float16 gradients from underflow; does nothing for the other types."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+
+    def place(self, tensor: Tensor) -> Tensor:
+        """The tensor on the device; copied while the processor goes on where CUDA can."""
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
+
+    def compiled(self, module: nn.Module, wanted: str) -> nn.Module:
+        """The module, compiled if wanted: "on", "off", or "auto", which is on with CUDA."""
+        is_on = wanted == "on" or (wanted == "auto" and self.device.type == "cuda")
+        return torch.compile(module) if is_on else module
+
+    def memory_in_use(self) -> int:
+        """Bytes: tensors at their peak on CUDA, at present on MPS; the process's peak on a CPU."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        if self.device.type == "mps":
+            return torch.mps.current_allocated_memory()
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def choose_device(wanted: str) -> tuple[torch.device, str]:
+    """The device and why: the wanted one, or for "auto" the first of CUDA, MPS and CPU."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if wanted != "auto":
+        kind, _, index = wanted.partition(":")
+        is_beyond = kind == "cuda" and int(index or 0) >= torch.cuda.device_count()
+        if is_beyond or not available.get(kind, True):
+            raise DeviceError(f"no such device here (device={wanted}): set it to auto")
+        return torch.device(wanted), "as configured"
+    if available["cuda"]:
+        return torch.device("cuda"), torch.cuda.get_device_name()
+    if available["mps"]:
+        return torch.device("mps"), "no CUDA device found"
+    return torch.device("cpu"), f"no GPU found, {torch.get_num_threads()} threads"
+
+
+def choose_precision(device: torch.device, wanted: str) -> tuple[torch.dtype, str]:
+    """The type of matrix products and why; "auto" is the fastest that the hardware has natively."""
+    if wanted != "auto":
+        return getattr(torch, wanted), "as configured"
+    if device.type == "cuda":
+        if torch.cuda.get_device_capability(device) >= (8, 0):
+            return torch.bfloat16, "native here"
+        return torch.float16, "no native bfloat16 here"
+    if device.type == "cpu" and has_native_bfloat16():
+        return torch.bfloat16, "native here"
+    return torch.float32, "no native bfloat16 here"
+
+
+def has_native_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 matrices faster than float32 ones."""
+    flags = Path("/proc/cpuinfo")  # torch has no public query for this; elsewhere float32 is safe
+    return flags.exists() and bool({"avx512_bf16", "amx_bf16"} & set(flags.read_text().split()))
+
+
+def seed_step(seed: int, step: int) -> None:
+    """Makes what step number `step` draws (dropout) a function of (seed, step)."""
+    state = np.random.SeedSequence([seed, step]).generate_state(1)  # torch on a CPU reads 32 bits
+    torch.manual_seed(int(state[0]))
