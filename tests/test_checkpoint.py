@@ -1,0 +1,234 @@
+"""The file format: what comes back is what was saved, and a file that is not ours is refused."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import checkpoint
+from checkpoint import CheckpointError
+
+CONFIG = {
+    "seq_len": 7,
+    "embedding_dim": 12,
+    "num_layers": 2,
+    "num_heads": 3,
+    "dropout": 0.5,
+    "ffn_hidden_dim": 20,
+}
+PLAIN = {torch.Tensor, str, int, float, bool, type(None)}
+
+
+def state_of(*, step: int = 3, run_id: str = "ours", vocab_size: int = 11) -> dict[str, Any]:
+    torch.manual_seed(step)
+    model = checkpoint.build_model(CONFIG, vocab_size)
+    return {
+        "config": CONFIG,
+        "model_state_dict": model.state_dict(),
+        "step": step,
+        "run_id": run_id,
+        "text_sha256": "a" * 64,
+    }
+
+
+def saved(folder: Path, **changed: Any) -> Path:
+    state = state_of(**changed)
+    path = checkpoint.step_path(folder, state["step"])
+    checkpoint.save(path, state)
+    return path
+
+
+def is_same(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(is_same(one[key], other[key]) for key in one)
+    return type(one) is type(other) and one == other
+
+
+def kinds_in(value: Any) -> set[type]:
+    """The types of all the values in a nest of dicts and lists."""
+    if type(value) is dict:
+        return kinds_in(list(value.keys())) | kinds_in(list(value.values()))
+    if type(value) is list:
+        return set().union(*map(kinds_in, value))
+    return {type(value)}
+
+
+# ---------------------------------------------------------------- save and load
+
+
+def test_a_state_comes_back_bit_for_bit_with_the_versions_that_wrote_it(tmp_path):
+    state = state_of()
+    state |= {"half": torch.rand(3).half(), "nothing": None, "list": [1, 0.1 + 0.2, True, "雪"]}
+    path = tmp_path / "model.pt"
+    checkpoint.save(path, state)
+    loaded = checkpoint.load(path)
+    versions = loaded.pop("versions")
+    loaded["model_state_dict"] = dict(loaded["model_state_dict"])
+    assert is_same({**state, "model_state_dict": dict(state["model_state_dict"])}, loaded)
+    assert versions["torch"] == torch.__version__
+    assert [file.name for file in tmp_path.iterdir()] == ["model.pt"]
+
+
+@pytest.mark.parametrize("name", ["final_trained_model.pt", "model_checkpoint_step_24.pt"])
+def test_a_runs_files_hold_plain_values_only(trained, name):
+    state = torch.load(trained.folder / name)
+    assert kinds_in(state) <= PLAIN
+    assert {"config", "model_state_dict"} <= state.keys()
+
+
+def test_load_model_gives_the_saved_model_in_evaluation_mode(tmp_path):
+    path = saved(tmp_path)
+    original = checkpoint.build_model(CONFIG, 11)
+    original.load_state_dict(state_of()["model_state_dict"])
+    model = checkpoint.load_model(path)
+    tokens = torch.arange(7)[None]
+    assert torch.equal(model(tokens), original.eval()(tokens))
+    assert not any(module.training for module in model.modules())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_building_a_model_from_a_state_draws_no_random_numbers():
+    state = state_of()
+    before = torch.random.get_rng_state()
+    checkpoint.model_from(state)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+# ---------------------------------------------------------------- files that are not ours
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        checkpoint.load_model(path)
+    assert caught.value.exit_code == 4
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_missing_file_is_an_errand_to_train(tmp_path):
+    assert "train one with python train.py" in refused(tmp_path / "final_trained_model.pt")
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>not found</html>", bytes(5000), b"PK\x03\x04"])
+def test_a_file_of_something_else_is_refused(tmp_path, content):
+    path = tmp_path / "model.pt"
+    path.write_bytes(content)
+    refused(path)
+
+
+@pytest.mark.parametrize(
+    "value", [5, None, [1, 2], "text", torch.ones(2), {}, {"config": CONFIG}], ids=repr
+)
+def test_a_torch_file_of_something_else_is_refused(tmp_path, value):
+    path = tmp_path / "model.pt"
+    torch.save(value, path)
+    assert "not a checkpoint of this project" in refused(path)
+
+
+@pytest.mark.parametrize("changed", [{"embedding_dim": 24}, {"num_layers": 1}, {"num_heads": 5}])
+def test_weights_that_do_not_fit_their_config_are_refused(tmp_path, changed):
+    path = tmp_path / "model.pt"
+    checkpoint.save(path, {**state_of(), "config": {**CONFIG, **changed}})
+    refused(path)
+
+
+@pytest.mark.parametrize("emptied", ["config", "model_state_dict"])
+def test_a_config_or_weights_without_entries_are_refused(tmp_path, emptied):
+    path = tmp_path / "model.pt"
+    checkpoint.save(path, {**state_of(), emptied: {}})
+    refused(path)
+
+
+@pytest.mark.parametrize("part", [0.1, 0.5, 0.99, 0.9999])
+def test_a_torn_file_is_refused(tmp_path, part):
+    path = saved(tmp_path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(part * len(whole))])
+    refused(path)
+
+
+def test_a_flipped_bit_is_found_or_changes_nothing(tmp_path):
+    path = saved(tmp_path)
+    whole, original = path.read_bytes(), checkpoint.load(path)
+    choose = random.Random(0)
+    num_found = 0
+    for _ in range(60):
+        damaged = bytearray(whole)
+        damaged[choose.randrange(len(whole))] ^= 1 << choose.randrange(8)
+        path.write_bytes(damaged)
+        try:
+            assert is_same(checkpoint.load(path), original)
+        except CheckpointError:
+            num_found += 1
+    assert num_found > 20  # half of the file is tensors, the rest zip padding and names
+
+
+def test_code_in_a_file_is_never_run(tmp_path):
+    class Malicious:
+        def __reduce__(self) -> tuple[Any, tuple[str]]:
+            return Path.touch, (tmp_path / "was run",)
+
+    path = tmp_path / "model.pt"
+    torch.save({**state_of(), "history": Malicious()}, path)
+    refused(path)
+    assert not (tmp_path / "was run").exists()
+
+
+# ---------------------------------------------------------------- the files of a folder
+
+
+def test_steps_are_read_from_strict_names_in_the_order_of_numbers(tmp_path):
+    stranger = [
+        "model_checkpoint_step_5_backup.pt",
+        "my_model_checkpoint_step_6.pt",
+        "model_checkpoint_step_.pt",
+        "model_checkpoint_step_-7.pt",
+        "model_checkpoint_step_007.pt",
+        "model_checkpoint_step_٨.pt",
+        "model_checkpoint_step_9.pt.part",
+        "final_trained_model.pt",
+    ]
+    for step in (1000, 9, 20, 0):
+        checkpoint.step_path(tmp_path, step).touch()
+    for name in stranger:
+        (tmp_path / name).touch()
+    assert checkpoint.steps_in(tmp_path) == [0, 9, 20, 1000]
+
+
+@pytest.mark.parametrize(("keep", "kept"), [(1, [100]), (2, [20, 100]), (9, [9, 20, 100])])
+def test_retention_keeps_the_newest_of_this_run_and_all_of_others(tmp_path, keep, kept):
+    for step in (9, 20, 100):
+        saved(tmp_path, step=step)
+    others = [saved(tmp_path, step=step, run_id="theirs") for step in (5, 50, 500)]
+    unreadable = checkpoint.step_path(tmp_path, 7)
+    unreadable.write_bytes(b"?")
+    later = saved(tmp_path, step=101)  # of a run that was resumed from an older file
+    checkpoint.remove_old(tmp_path, run_id="ours", keep=keep, last_step=100)
+    ours = [checkpoint.step_path(tmp_path, step) for step in kept]
+    assert set(tmp_path.iterdir()) == {*ours, *others, unreadable, later}
+
+
+def test_the_newest_checkpoint_is_resumed_unless_one_is_named(tmp_path):
+    for step in (9, 100, 20):
+        saved(tmp_path, step=step)
+    assert checkpoint.to_resume(tmp_path, True) == checkpoint.step_path(tmp_path, 100)
+    assert checkpoint.to_resume(tmp_path, "an other.pt") == Path("an other.pt")
+
+
+def test_nothing_to_resume_is_said(tmp_path):
+    with pytest.raises(CheckpointError, match=r"nothing to resume .* start without --resume"):
+        checkpoint.to_resume(tmp_path, True)
+
+
+def test_resume_names_what_differs_from_the_old_run():
+    path, state = Path("old.pt"), state_of()
+    checkpoint.check_same_run(path, state, CONFIG, "a" * 64)
+    changed = {**CONFIG, "num_layers": 4, "seq_len": 9}
+    with pytest.raises(CheckpointError, match=r"old.pt: seq_len 7 -> 9, num_layers 2 -> 4"):
+        checkpoint.check_same_run(path, state, changed, "a" * 64)
+    with pytest.raises(CheckpointError, match=r"another text \(old.pt is of a{12}, this is b{12}"):
+        checkpoint.check_same_run(path, state, CONFIG, "b" * 64)
