@@ -1,14 +1,18 @@
-"""The file format of a trained model: save, find, verify, load."""
+"""The file format of a trained model: save, verify, load."""
 
+import math
 import platform
 import re
-import zipfile
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from files import write_durably
+import archive
+from files import OutputError, write_durably
 from model import Transformer, build_transformer
 
 FINAL_NAME = "final_trained_model.pt"
@@ -16,6 +20,7 @@ BEST_NAME = "best_model.pt"
 STEP_NAME = re.compile(r"model_checkpoint_step_(0|[1-9][0-9]*)\.pt")
 ARCHITECTURE = ("embedding_dim", "num_layers", "num_heads", "dropout", "ffn_hidden_dim")
 EMBEDDING = "input_embedding.embedding.weight"
+DTYPES = {torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.bool}
 
 
 class CheckpointError(ValueError):
@@ -24,96 +29,188 @@ class CheckpointError(ValueError):
     exit_code = 4
 
 
+class BrokenStateError(ArithmeticError):
+    """A state that must not reach a file: not all of its numbers are finite."""
+
+    exit_code = 7
+
+
 def step_path(folder: Path, step: int) -> Path:
     return folder / f"model_checkpoint_step_{step}.pt"
 
 
+# ---------------------------------------------------------------- writing
+
+
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Writes the state so that `torch.load(path)`'s safe default reads it: plain values only."""
-    state = {**state, "versions": {"torch": str(torch.__version__), "python": python_version()}}
-    write_durably(path, lambda file: torch.save(state, file))
+    """Writes the state so that `torch.load(path)`'s safe default reads it: plain values only.
+
+    Nothing that is not finite is written, and the file is read back before it takes its name.
+    """
+    broken = not_finite(state)
+    if broken:
+        raise BrokenStateError(
+            f"the model diverged ({broken} is not finite, nothing saved to {path}): "
+            "lower learning_rate and resume from the last checkpoint"
+        )
+    state = {**state, "versions": {"torch": torch_version(), "python": platform.python_version()}}
+    write_durably(path, lambda file: torch.save(state, file), verify=check_written)
 
 
-def python_version() -> str:
-    return platform.python_version()
+def torch_version() -> str:
+    return str(torch.__version__)
+
+
+def check_written(path: Path) -> None:
+    """OutputError unless the file holds what was meant."""
+    try:
+        with path.open("rb") as file:
+            archive.check(file)
+    except archive.ArchiveError as error:
+        raise OutputError(f"the disk garbled what was written ({path}: {error})") from error
+
+
+# ---------------------------------------------------------------- reading
 
 
 def load(path: Path) -> dict[str, Any]:
     """The state in a checkpoint, on the CPU; CheckpointError where a byte of it is wrong."""
-    remedy = "choose another file, or train again"
     if not path.is_file():
-        raise CheckpointError(f"no checkpoint ({path}): train one with python train.py")
+        kind = "not a file" if path.exists() else "no checkpoint"
+        raise CheckpointError(f"{kind} ({path}): train one with python train.py")
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # torch.load checks no CRC
-        if damaged:
-            raise CheckpointError(f"damaged checkpoint ({path}, in {damaged}): {remedy}")
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:
+            archive.check(file)
+            file.seek(0)
+            state = torch.load(file, map_location="cpu", weights_only=True)
+        check_state(state, num_bytes=path.stat().st_size)
     except OSError:
         raise
-    except CheckpointError:
-        raise
     except Exception as error:
-        reason = f"not a readable checkpoint ({path}, {type(error).__name__}): {remedy}"
-        raise CheckpointError(reason) from error
-    keys = state.keys() if isinstance(state, dict) else ()
-    missing = [key for key in ("config", "model_state_dict") if key not in keys]
-    if missing:
+        reason = str(error) if isinstance(error, ValueError) else f"unreadable, {error!r}"
+        reason = " ".join(reason.split())[:300]
         raise CheckpointError(
-            f"not a checkpoint of this project ({path} lacks {missing}): {remedy}"
-        )
+            f"not an intact checkpoint ({path}: {reason}): choose another file, or train again"
+        ) from error
+    written_by = state.get("versions", {}).get("torch", torch_version())
+    if written_by != torch_version():
+        notice = f"notice: {path} was written by torch {written_by}, this is {torch_version()}"
+        print(notice, file=sys.stderr)
     return state
 
 
-def steps_in(folder: Path) -> list[int]:
-    """The steps of the checkpoints in the folder by their names, ascending."""
-    matches = [STEP_NAME.fullmatch(path.name) for path in folder.iterdir()]
-    return sorted(int(match[1]) for match in matches if match)
-
-
-def remove_old(folder: Path, *, run_id: str, keep: int, last_step: int) -> None:
-    """Deletes the run's step checkpoints up to `last_step`, all but the newest `keep`.
-
-    Later ones are there when a run was resumed from an older file; they do not count.
-    """
-    paths = [step_path(folder, step) for step in steps_in(folder) if step <= last_step]
-    ours = [path for path in paths if run_id_of(path) == run_id]
-    for path in ours[:-keep]:
-        path.unlink()
-
-
-def run_id_of(path: Path) -> str | None:
-    """Which run wrote the checkpoint; None for a file that cannot be read."""
+def glance(path: Path) -> tuple[str, int]:
+    """Which run wrote the checkpoint and at which step, without reading its weights."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["run_id"]
-    except Exception:
-        return None
+        with path.open("rb") as file:
+            archive.check(file, only_pickle=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        run_id, step = state["run_id"], state["step"]
+    except OSError:
+        raise
+    except Exception as error:
+        raise CheckpointError(f"not an intact checkpoint ({path}: {error})") from error
+    if not (isinstance(run_id, str) and isinstance(step, int)):
+        raise CheckpointError(f"not a checkpoint to resume ({path}): it has no run_id and step")
+    return run_id, step
 
 
-def to_resume(folder: Path, resume: bool | str) -> Path:
-    """The named checkpoint, or the newest of the folder."""
-    if isinstance(resume, str):
-        return Path(resume)
-    steps = steps_in(folder)
-    if not steps:
-        raise CheckpointError(f"nothing to resume ({folder.resolve()}): start without --resume")
-    return step_path(folder, steps[-1])
+# ---------------------------------------------------------------- what a state must be
 
 
-def check_same_run(
-    path: Path, state: dict[str, Any], config: dict[str, Any], text_sha256: str
-) -> None:
-    """CheckpointError unless the state is of this architecture and this text."""
-    old, new = state["config"], config
-    differing = [key for key in ("seq_len", *ARCHITECTURE) if old[key] != new[key]]
+def check_state(state: Any, *, num_bytes: int) -> None:
+    """ValueError unless the state is a model as its config says, finite, of at most `num_bytes`."""
+    if not isinstance(state, dict):
+        raise ValueError(f"it holds a {type(state).__name__}, not a dict")
+    missing = [
+        key for key in ("config", "model_state_dict") if not isinstance(state.get(key), dict)
+    ]
+    if missing:
+        raise ValueError(f"no checkpoint of this project: it lacks {' and '.join(missing)}")
+    storages = {}
+    for name, leaf in leaves(state):
+        if isinstance(leaf, Tensor):
+            storages[leaf.untyped_storage().data_ptr()] = check_tensor(name, leaf)
+        elif not isinstance(leaf, (str, int, float, type(None))):
+            raise ValueError(f"{name} is a {type(leaf).__name__}")
+    if sum(storages.values()) > num_bytes:
+        raise ValueError(f"its tensors claim {sum(storages.values()):,} of {num_bytes:,} bytes")
+    check_versions(state.get("versions", {}))
+    check_weights(state["config"], state["model_state_dict"])
+    broken = not_finite(state)
+    if broken:
+        raise ValueError(f"{broken} is not finite")
+
+
+def leaves(state: Any) -> Iterator[tuple[str, Any]]:
+    """All that is not a container, each once, with its place: ("config.seq_len", 128)."""
+    pending, seen = [("", state)], set()
+    while pending:
+        name, value = pending.pop()
+        if not isinstance(value, (dict, list, tuple)):
+            yield name, value
+        elif id(value) not in seen:  # a container may hold itself, or another one 2^30 times
+            seen.add(id(value))
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            pending += [(f"{name}.{key}"[-200:].lstrip("."), child) for key, child in items]
+
+
+def check_tensor(name: str, tensor: Tensor) -> int:
+    """The bytes of the tensor's storage; ValueError unless it is plain and lies within them."""
+    is_plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
+    if not is_plain or tensor.dtype not in DTYPES:
+        raise ValueError(f"{name} is a strange tensor ({tensor.dtype}, {tensor.layout})")
+    num_bytes = tensor.untyped_storage().nbytes()
+    if tensor.numel() * tensor.itemsize > num_bytes:
+        raise ValueError(f"{name} claims the shape {tuple(tensor.shape)} of {num_bytes} bytes")
+    return num_bytes
+
+
+def check_versions(versions: Any) -> None:
+    if not (isinstance(versions, dict) and isinstance(versions.get("torch", ""), str)):
+        raise ValueError("versions is not a dict of strings")
+
+
+def check_weights(config: dict[str, Any], weights: dict[str, Any]) -> None:
+    """ValueError unless the weights have the names and shapes of the config's architecture."""
+    missing = [key for key in ("seq_len", *ARCHITECTURE) if key not in config]
+    if missing:
+        raise ValueError(f"its config lacks {', '.join(missing)}")
+    strange = [name for name, leaf in weights.items() if not isinstance(leaf, Tensor)]
+    if strange or EMBEDDING not in weights or weights[EMBEDDING].dim() != 2:
+        raise ValueError(f"no weights: {(strange or [EMBEDDING])[0]!r}")
+    if not (isinstance(config["num_layers"], int) and config["num_layers"] <= len(weights)):
+        raise ValueError(f"its config has num_layers={config['num_layers']!r}, not so its weights")
+    with torch.device("meta"):  # shapes alone: nothing is allocated
+        expected = build_model(config, weights[EMBEDDING].size(0)).state_dict()
+    differing = [
+        f"{name} {shape_in(weights, name)}, its config wants {shape_in(expected, name)}"
+        for name in expected | weights
+        if shape_in(weights, name) != shape_in(expected, name)
+    ]
     if differing:
-        changes = ", ".join(f"{key} {old[key]} -> {new[key]}" for key in differing)
-        raise CheckpointError(f"another architecture ({path}: {changes}): set it back to resume")
-    if state["text_sha256"] != text_sha256:
-        raise CheckpointError(
-            f"another text ({path} is of {state['text_sha256'][:12]}, this is {text_sha256[:12]}): "
-            "put the old text back, or start without --resume"
-        )
+        raise ValueError("another architecture: " + "; ".join(differing[:3]))
+    if not all(tensor.is_floating_point() for tensor in weights.values()):
+        raise ValueError("its weights are whole numbers")
+
+
+def shape_in(weights: dict[str, Tensor], name: str) -> tuple[int, ...] | None:
+    return tuple(weights[name].shape) if name in weights else None
+
+
+def not_finite(state: Any) -> str | None:
+    """The place of a NaN or an infinity in the state, None where all numbers are finite."""
+    for name, leaf in leaves(state):
+        if isinstance(leaf, float) and not math.isfinite(leaf):
+            return name
+        if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.numel():
+            low, high = leaf.aminmax()  # a NaN comes through, and no copy is made
+            if not math.isfinite(low.item()) or not math.isfinite(high.item()):
+                return name
+    return None
+
+
+# ---------------------------------------------------------------- models
 
 
 def build_model(config: dict[str, Any], vocab_size: int) -> Transformer:
@@ -136,9 +233,4 @@ def model_from(state: dict[str, Any]) -> Transformer:
 
 def load_model(path: Path) -> Transformer:
     """The model in a checkpoint file, on the CPU and in evaluation mode."""
-    state = load(path)
-    try:
-        return model_from(state)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = f"weights that do not fit their config ({path}): {error}"
-        raise CheckpointError(reason) from error
+    return model_from(load(path))

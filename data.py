@@ -13,7 +13,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from files import exclusive, write_durably
+from files import exclusive, sweep_parts, write_durably
 from text import BLOCK_BYTES, DataError, TextReader
 from tokenizer import END_OF_TEXT, END_OF_TEXT_ID, TABLE_SHA256, GPT2Tokenizer
 
@@ -52,7 +52,7 @@ def load_tokens(
         if ids is not None:
             return Tokens(ids, text_sha256)
     reader = TextReader(text_path, replace_invalid=replace_invalid)
-    ids = build_cache(cache_paths, reader, tokenizer)
+    ids = build_cache(cache_paths, reader, tokenizer, text_sha256)
     return Tokens(ids, text_sha256, reader.num_replaced)
 
 
@@ -66,27 +66,40 @@ def file_sha256(path: Path) -> str:
 
 
 def build_cache(
-    cache_paths: Sequence[Path], reader: TextReader, tokenizer: GPT2Tokenizer
+    cache_paths: Sequence[Path], reader: TextReader, tokenizer: GPT2Tokenizer, text_sha256: str
 ) -> np.ndarray:
-    """The reader's ids, written to the first of the paths whose folder is not read-only."""
+    """The reader's ids, written to the first of the paths that can be written."""
     for cache_path in cache_paths[:-1]:
         try:
-            return _build_cache_at(cache_path, reader, tokenizer)
-        except PermissionError:
+            return _build_cache_at(cache_path, reader, tokenizer, text_sha256)
+        except OSError:  # read-only, or full
             continue
-    return _build_cache_at(cache_paths[-1], reader, tokenizer)
+    return _build_cache_at(cache_paths[-1], reader, tokenizer, text_sha256)
 
 
-def _build_cache_at(cache_path: Path, reader: TextReader, tokenizer: GPT2Tokenizer) -> np.ndarray:
+def _build_cache_at(
+    cache_path: Path, reader: TextReader, tokenizer: GPT2Tokenizer, text_sha256: str
+) -> np.ndarray:
     cache_path.parent.mkdir(exist_ok=True)
     with exclusive(cache_path.with_suffix(".lock")):
         ids = read_cache(cache_path)  # another process may have built it while we waited
         if ids is None:
-            write_durably(cache_path, lambda file: write_ids(file, reader, tokenizer))
+            sweep_parts(cache_path.parent)
+            write_durably(
+                cache_path,
+                lambda file: write_ids(file, reader, tokenizer),
+                verify=lambda _: check_unchanged(reader.path, text_sha256),
+            )
             ids = read_cache(cache_path)
     if ids is None:
         raise DataError(f"the token cache changed while written ({cache_path}): start again")
     return ids
+
+
+def check_unchanged(text_path: Path, text_sha256: str) -> None:
+    """DataError if somebody wrote the text while it was read."""
+    if file_sha256(text_path) != text_sha256:
+        raise DataError(f"the text changed while it was read ({text_path}): start again")
 
 
 def write_ids(file: BinaryIO, reader: TextReader, tokenizer: GPT2Tokenizer) -> None:

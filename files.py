@@ -1,9 +1,11 @@
 """How a file reaches the disk whole or not at all, and how a folder has one writer."""
 
 import fcntl
+import io
 import os
 import re
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -34,23 +36,50 @@ def check_writable(folder: Path) -> None:
         raise OutputError(f"the output folder is read-only ({folder}): choose another output_dir")
 
 
-def write_durably(path: Path, write: Callable[[BinaryIO], None]) -> None:
+def write_durably(
+    path: Path,
+    write: Callable[[BinaryIO], None],
+    *,
+    verify: Callable[[Path], None] = lambda path: None,
+) -> None:
     """Puts what `write` produces at `path`: after a crash the old file is there or the new one.
 
     A temporary file beside the target is written, synced and renamed, then the folder is synced. On
-    any error the target is untouched and the temporary file is gone.
+    any error the target is untouched and the temporary file is gone. `verify` reads the temporary
+    file back, while the disk is busy with the sync, and raises if it is not right.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     part_path = path.with_name(f".{path.name}.{os.getpid()}.part")
+    raw = _CandidFile(part_path, "wb")
     try:
-        with part_path.open("wb") as file:
+        with io.BufferedWriter(raw) as file:
             write(file)
             file.flush()
-            os.fsync(file.fileno())
-        part_path.replace(path)
-    except BaseException:
+            with ThreadPoolExecutor(1) as beside:
+                verdict = beside.submit(verify, part_path)
+                os.fsync(file.fileno())
+            verdict.result()
+        os.replace(part_path, path)
+    except BaseException as error:
         part_path.unlink(missing_ok=True)
+        cause = raw.write_error
+        if cause and isinstance(error, Exception):
+            raise OSError(cause.errno, cause.strerror, str(path)) from error
         raise
     sync_folder(path.parent)
+
+
+class _CandidFile(io.FileIO):
+    """Remembers why a write failed: torch.save turns a full disk into "unexpected pos 704"."""
+
+    write_error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.write_error = error
+            raise
 
 
 def sync_folder(folder: Path) -> None:

@@ -38,6 +38,7 @@ class History:
 
     train_losses: list[float] = field(default_factory=list)  # of update 0, 1, ...
     evaluations: list[Evaluation] = field(default_factory=list)
+    num_skipped: int = 0  # updates left out because a float16 gradient overflowed
 
     def is_evaluated(self, step: int) -> bool:
         return any(evaluation.step == step for evaluation in self.evaluations)
@@ -60,6 +61,7 @@ class History:
         return (
             f"step {latest.step:>6,}  train {train_loss}  val {latest.loss:.3f}  "
             f"ppl {latest.perplexity:,.1f}  bits/byte {latest.bits_per_byte:.3f}"
+            + (f"  {self.num_skipped} skipped" if self.num_skipped else "")
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -67,12 +69,13 @@ class History:
         return {
             "train_losses": torch.tensor(self.train_losses, dtype=torch.float64),
             "evaluations": [asdict(evaluation) for evaluation in self.evaluations],
+            "num_skipped": self.num_skipped,
         }
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> "History":
         evaluations = [Evaluation(**evaluation) for evaluation in state["evaluations"]]
-        return cls(state["train_losses"].tolist(), evaluations)
+        return cls(state["train_losses"].tolist(), evaluations, state["num_skipped"])
 
 
 class Progress:

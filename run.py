@@ -4,7 +4,8 @@ import math
 import textwrap
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 import checkpoint
+import folder
+import room
 import settings
 from corpus import read_corpus
 from generate import TextGenerator, printable
@@ -20,8 +23,8 @@ from loss import NextTokenLoss
 from metrics import Evaluation, History, Progress, bits_per_byte, mean_loss, plot_history
 from model import model_size
 from optim import build_optimizer, learning_rate_at, set_learning_rate
-from runtime import Machine, NonFiniteError, log, seed_step
-from tokenizer import GPT2Tokenizer
+from runtime import Machine, NonFiniteError, describe, log, seed_step
+from tokenizer import TABLE_SHA256, GPT2Tokenizer
 
 PLOT_NAME = "training_losses.png"
 SAMPLING = {"temperature": 0.8, "top_k": 50, "seed": 0}  # samples differ by the model alone
@@ -35,7 +38,7 @@ class Run:
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
-        self.config = config
+        self.config = {**config, "resume": False}  # how it was started is no property of the run
         self.folder = Path(config["output_dir"])
         self.machine = Machine.choose(config["device"], config["precision"])
         self.tokenizer = GPT2Tokenizer()
@@ -45,6 +48,7 @@ class Run:
         self.vocabulary, self.batches = self.corpus.vocabulary, self.corpus.batches
         self.num_steps = config["num_epochs"] * self.batches.num_per_epoch
         settings.check_warmup(config["warmup_steps"], self.num_steps)
+        self.check_room()
 
         torch.manual_seed(config["seed"])
         self.model = checkpoint.build_model(config, self.vocabulary.size).to(self.machine.device)
@@ -58,8 +62,27 @@ class Run:
 
         self.id = uuid.uuid4().hex
         self.step = 0
+        self.saved_step = 0  # there is nothing to save of step 0
         self.history = History()
         self.progress = Progress()
+
+    def check_room(self) -> None:
+        """Raises if the memory or the disk is too small for the run."""
+        num_rows = self.vocabulary.size
+        room.check_memory(
+            self.config,
+            num_rows=num_rows,
+            num_windows=len(self.batches.dataset),
+            device=self.machine.device,
+            dtype=self.machine.dtype,
+        )
+        room.check_disk(
+            self.folder,
+            self.config,
+            num_rows=num_rows,
+            vocab_size=self.tokenizer.encoding.n_vocab,
+            num_steps=self.num_steps,
+        )
 
     def describe(self) -> str:
         with torch.device("meta"):
@@ -92,13 +115,16 @@ class Run:
         loss = self.accumulate_gradients(self.rows(inputs), self.rows(targets))
         self.scaler.unscale_(self.optimizer)
         norm = clip_grad_norm_(self.model.parameters(), self.config["max_grad_norm"]).item()
-        if not math.isfinite(loss) or not (math.isfinite(norm) or self.scaler.is_enabled()):
+        if not math.isfinite(loss) or not (math.isfinite(norm) or self.can_scale_down()):
             text = self.tokenizer.decode(inputs[0].tolist())[:60]
             raise NonFiniteError(
                 f"training diverged (loss {loss}, gradient norm {norm} at step {self.step}, "
                 f"learning rate {rate:.2g}, batch {text!r}): lower learning_rate"
             )
-        self.scaler.step(self.optimizer)
+        if math.isfinite(norm):
+            self.scaler.step(self.optimizer)
+        else:
+            self.history.num_skipped += 1
         self.scaler.update()
         self.optimizer.zero_grad()
         self.step += 1
@@ -111,6 +137,10 @@ class Run:
             seconds=time.perf_counter() - start,
             memory_bytes=self.machine.memory_in_use(),
         )
+
+    def can_scale_down(self) -> bool:
+        """Whether a gradient that overflowed may be one of float16 that was scaled too far up."""
+        return self.scaler.is_enabled() and self.scaler.get_scale() >= 1
 
     def accumulate_gradients(self, inputs: Tensor, targets: Tensor) -> float:
         """Mean loss of the whole batch; its gradient is summed up micro-batch by micro-batch."""
@@ -133,6 +163,11 @@ class Run:
         sizes = {name: self.config[name] for name in ("seq_len", "batch_size")}
         with self.machine.autocast():
             loss = mean_loss(self.objective, self.val_ids, **sizes, poll=poll)
+        if not math.isfinite(loss):
+            raise NonFiniteError(
+                f"training diverged (validation loss {loss} at step {self.step}, learning rate "
+                f"{self.learning_rate(self.step):.2g}): lower learning_rate"
+            )
         bits = bits_per_byte(loss, len(self.val_ids) - 1, self.corpus.num_val_bytes)
         prompt, length = self.config["sample_prompt"], self.config["sample_tokens"]
         sample = self.text_generator().generate(prompt, length, **SAMPLING, poll=poll)
@@ -144,11 +179,14 @@ class Run:
         if self.step == 0:
             return  # nothing is learned yet: no best model, no curve
         if self.history.best is evaluation:
-            checkpoint.save(self.folder / checkpoint.BEST_NAME, self.model_state())
-        self.plot()
+            with only_warn(f"no {checkpoint.BEST_NAME} of step {self.step}"):
+                checkpoint.save(self.folder / checkpoint.BEST_NAME, self.model_state())
+        with only_warn(f"no {PLOT_NAME}"):
+            self.plot()
 
     def is_save_due(self) -> bool:
-        return self.step % self.config["save_freq"] == 0 and self.step > 0
+        is_regular = self.step % self.config["save_freq"] == 0
+        return (is_regular or self.is_over()) and self.step != self.saved_step
 
     def is_over(self) -> bool:
         patience = self.config["patience"]
@@ -165,6 +203,7 @@ class Run:
             "step": self.step,
             "run_id": self.id,
             "text_sha256": self.corpus.text_sha256,
+            "tokenizer_sha256": TABLE_SHA256,
             "history": self.history.state_dict(),
         }
 
@@ -174,35 +213,59 @@ class Run:
 
     def save(self) -> Path:
         """Writes what `restore` needs to go on from here, then drops this run's oldest files."""
-        path = checkpoint.step_path(self.folder, self.step)
         moments = {"optimizer_state_dict": self.optimizer.state_dict()["state"]}
         scaler = {"scaler_state_dict": self.scaler.state_dict()}
-        checkpoint.save(path, self.model_state() | moments | scaler)
-        keep = self.config["keep_checkpoints"]
-        checkpoint.remove_old(self.folder, run_id=self.id, keep=keep, last_step=self.step)
+        path = folder.save_beside_others(self.folder, self.model_state() | moments | scaler)
+        self.saved_step = self.step
+        self.remove_old()
         return path
 
-    def restore(self, path: Path) -> None:
-        """Takes over what `save` wrote; CheckpointError if it is of another text or model."""
-        state = checkpoint.load(path)
-        checkpoint.check_same_run(path, state, self.config, self.corpus.text_sha256)
-        weights = state["model_state_dict"]
-        rows = self.vocabulary.compact_rows(weights[checkpoint.EMBEDDING])
-        self.model.load_state_dict({**weights, checkpoint.EMBEDDING: rows})
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict(
-            {"state": state["optimizer_state_dict"], "param_groups": groups}
-        )
-        self.scaler.load_state_dict(state["scaler_state_dict"])
-        self.history = History.from_state_dict(state["history"])
-        self.step, self.id = state["step"], state["run_id"]
+    def remove_old(self) -> None:
+        keep = self.config["keep_checkpoints"]
+        folder.remove_old(self.folder, run_id=self.id, step=self.step, keep=keep)
+
+    def try_to_save(self) -> None:
+        """Saves; a disk without room stops no training, and the next interval tries again."""
+        with only_warn(f"no checkpoint of step {self.step}"):
+            self.save()
+
+    def leave(self) -> str:
+        """Saves what is not saved yet; how to go on from here."""
+        if self.step != self.saved_step:
+            self.save()
+        if self.step == 0:
+            return " before the first step, nothing to save"
+        path = checkpoint.step_path(self.folder, self.step)
+        return f" after step {self.step}, saved {path}: continue with the same command and --resume"
+
+    def final_state(self) -> dict[str, Any]:
+        """The model of the last step, or with `patience` that of the best evaluation."""
+        best, path = self.history.best, self.folder / checkpoint.BEST_NAME
+        if not self.config["patience"] or not 0 < best.step < self.step:
+            return self.model_state()
+        try:
+            state = checkpoint.load(path)
+            if History.from_state_dict(state["history"]).evaluations[-1] != best:
+                raise checkpoint.CheckpointError(f"another run's model ({path})")
+        except (checkpoint.CheckpointError, OSError) as error:
+            log(f"warning   the final model is that of the last step, not the best: {error}")
+            return self.model_state()
+        log(f"best loss {best.loss:.3f} at step {best.step}: the final model has these weights")
+        return state
 
     def plot(self) -> None:
-        """Draws the losses; a plot that cannot be written stops no training."""
-        path = self.folder / PLOT_NAME
-        try:
-            plot_history(
-                path, self.history, tokens_seen=self.tokens_seen, learning_rate=self.learning_rate
-            )
-        except OSError as error:
-            log(f"warning: no plot ({path}): {error}")
+        plot_history(
+            self.folder / PLOT_NAME,
+            self.history,
+            tokens_seen=self.tokens_seen,
+            learning_rate=self.learning_rate,
+        )
+
+
+@contextmanager
+def only_warn(loss: str) -> Iterator[None]:
+    """A file that cannot be written is a warning inside: training goes on without it."""
+    try:
+        yield
+    except (ImportError, OSError) as error:
+        log(f"warning   {loss}: {describe(error)}")

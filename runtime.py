@@ -92,8 +92,10 @@ def run_command(main: Callable[[], None]) -> None:
     A foreseeable error has an `exit_code`, is an OSError (6) or a lack of memory (8). With
     TRACEBACK=1 in the environment its traceback is shown; that of a bug always is.
     """
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller, as `>&-` does
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+        getattr(sys, name).reconfigure(errors="backslashreplace")
     try:
         main()
         sys.stdout.flush()
@@ -118,9 +120,14 @@ def exit_code_of(error: BaseException) -> int | None:
         return 128 + signal.SIGINT
     if isinstance(error, OSError):
         return EXIT_DISK
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or is_full_cpu(error):
         return EXIT_MEMORY
     return None
+
+
+def is_full_cpu(error: BaseException) -> bool:
+    """Whether torch found no memory on the CPU, for which it has no error of its own."""
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
 def describe(error: BaseException) -> str:
@@ -128,12 +135,16 @@ def describe(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         place = f" ({error.filename})" if error.filename else ""
         return f"{error.strerror}{place}: check the disk and the permissions"
+    if isinstance(error, KeyboardInterrupt):
+        return "by Ctrl-C"
+    if exit_code_of(error) == EXIT_MEMORY and not hasattr(error, "exit_code"):
+        return f"out of memory ({str(error)[:200].strip() or 'RAM'}): lower batch_size or seq_len"
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def log(line: str) -> None:
     """Prints a line above the progress bar; without a reader of stdout it goes nowhere."""
-    with suppress(BrokenPipeError):
+    with suppress(OSError):
         tqdm.write(line, file=sys.stdout)
         sys.stdout.flush()
 

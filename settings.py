@@ -3,7 +3,9 @@
 import argparse
 import difflib
 import math
+import os
 import re
+import reprlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -26,11 +28,22 @@ class Rule:
 
 
 def is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
 
 
 def is_number(value: Any) -> bool:
     return is_whole(value) or (isinstance(value, float) and math.isfinite(value))
+
+
+def is_path(value: Any) -> bool:
+    """Whether the system can take the value for a path: text, not empty, encodable, without NUL."""
+    if not isinstance(value, str) or not value.strip() or "\0" in value:
+        return False
+    try:
+        os.fsencode(value)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def whole(least: int) -> Rule:
@@ -42,7 +55,9 @@ def number(test: Callable[[float], bool], wants: str) -> Rule:
 
 
 def one_of(*choices: str) -> Rule:
-    return Rule(lambda value: value in choices, "one of " + ", ".join(choices))
+    return Rule(
+        lambda value: isinstance(value, str) and value in choices, "one of " + ", ".join(choices)
+    )
 
 
 AT_LEAST_0, AT_LEAST_1 = whole(0), whole(1)
@@ -80,7 +95,7 @@ RULES = {
     "keep_checkpoints": AT_LEAST_1,
     "sample_prompt": TEXT,
     "sample_tokens": AT_LEAST_0,
-    "output_dir": Rule(lambda value: isinstance(value, str) and value != "", "a folder's path"),
+    "output_dir": Rule(lambda value: is_path(value), "a folder's path"),
     "seed": number(lambda value: is_whole(value) and 0 <= value < 2**31, "in [0, 2**31), whole"),
     "device": Rule(
         lambda value: isinstance(value, str) and DEVICE_NAME.fullmatch(value) is not None,
@@ -89,8 +104,10 @@ RULES = {
     "precision": one_of("auto", "float32", "bfloat16", "float16"),
     "compile": one_of("auto", "on", "off"),
     "resume": Rule(
-        lambda value: isinstance(value, bool | str), "True, False or a checkpoint's path"
+        lambda value: isinstance(value, bool) or is_path(value),
+        "True, False or a checkpoint's path",
     ),
+    "allow_other_text": SWITCH,
 }
 
 
@@ -99,11 +116,20 @@ def check(config: dict[str, Any]) -> None:
     problems = [unknown_key(key) for key in config if key not in RULES]
     problems += [f"{key} is missing" for key in RULES if key not in config]
     wrong = [key for key in RULES if key in config and not RULES[key].is_met(config[key])]
-    problems += [f"{key}={config[key]!r} is not {RULES[key].wants}" for key in wrong]
+    problems += [f"{key}={shown(config[key])} is not {RULES[key].wants}" for key in wrong]
     if not {"embedding_dim", "num_heads"} & {*wrong, *(RULES.keys() - config.keys())}:
         problems += head_problems(config["embedding_dim"], config["num_heads"])
     if problems:
         raise ConfigError("config: " + "; ".join(problems))
+
+
+def shown(value: Any) -> str:
+    """The value as it is typed, of bounded length."""
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"a number of {value.bit_length()} bits"
+    brief = reprlib.Repr()
+    brief.maxstring = brief.maxother = 80
+    return brief.repr(value)
 
 
 def unknown_key(key: Any) -> str:

@@ -14,6 +14,7 @@ import checkpoint
 import settings
 from files import check_writable, only_writer, sweep_parts
 from generate import TextGenerator, side_by_side
+from resume import begin
 from run import SAMPLING, Run
 from runtime import Stopped, StopSignals, log, run_command
 
@@ -54,6 +55,7 @@ config = {
     "keep_checkpoints": 3,  # how many of them stay, the newest
     "output_dir": ".",  # where checkpoints, the final model and the plot go
     "resume": False,  # True goes on from the newest checkpoint, a path from that one
+    "allow_other_text": False,  # True resumes on another text, with a fresh optimizer
     # the machine
     "device": "auto",  # auto, cpu, mps, cuda or cuda:N
     "precision": "auto",  # auto, float32, bfloat16 or float16; auto is the fastest that is safe
@@ -70,18 +72,12 @@ def train(config: dict[str, Any]) -> Path:
         sweep_parts(folder)
         run = Run(config)
         log(run.describe())
-        if config["resume"]:
-            run.restore(checkpoint.to_resume(folder, config["resume"]))
-            log(f"resumed   at step {run.step:,}")
-        first_step = run.step
+        begin(run, config["resume"])
         signals.hold()
         try:
             train_to_the_end(run, signals.check)
         except Stopped as stopped:
-            if run.step == first_step:
-                raise
-            advice = f" after step {run.step}, saved {run.save()}: continue with --resume"
-            raise Stopped(stopped.number, advice) from None
+            raise Stopped(stopped.number, run.leave()) from None
         path = save_final_model(run)
         compare_strategies(run, path, signals.check)
         return path
@@ -94,7 +90,7 @@ def train_to_the_end(run: Run, poll: Callable[[], None]) -> None:
             if run.is_evaluation_due():
                 run.evaluate(poll)
             if run.is_save_due():
-                run.save()
+                run.try_to_save()
             if run.is_over():
                 break
             poll()
@@ -105,16 +101,8 @@ def train_to_the_end(run: Run, poll: Callable[[], None]) -> None:
 
 def save_final_model(run: Run) -> Path:
     """Writes the model of the last step, or with `patience` that of the best evaluation."""
-    state, best = run.model_state(), run.history.best
-    if run.config["patience"] and 0 < best.step < run.step:
-        saved = checkpoint.load(run.folder / checkpoint.BEST_NAME)
-        if (saved["run_id"], saved["step"]) == (run.id, best.step):
-            state = saved
-            log(f"best loss {best.loss:.3f} at step {best.step}: the final model has these weights")
-        else:  # resumed elsewhere, or from before that step
-            log(f"warning: the best model of step {best.step} is not here: the last is the final")
     path = run.folder / checkpoint.FINAL_NAME
-    checkpoint.save(path, state)
+    checkpoint.save(path, run.final_state())
     log(f"saved     {path}\n")
     return path
 
