@@ -99,6 +99,8 @@ def data_start(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
     is_same = signature == b"PK\x03\x04" and name == entry.orig_filename.encode()
     if not is_same or (flags | entry.flag_bits) & ~HARMLESS_FLAGS:
         raise ArchiveError(f"entry {entry.filename} has a strange header")
+    if entry.external_attr & 0xFF:  # torch takes it for a folder, and leaves the memory as it is
+        raise ArchiveError(f"entry {entry.filename} has strange attributes")
     if method or entry.compress_type or entry.compress_size != entry.file_size:
         raise ArchiveError(f"entry {entry.filename} is compressed")
     return name_start + name_size + extra_size

@@ -76,7 +76,7 @@ class _CandidFile(io.FileIO):
 
     def write(self, data: bytes) -> int:
         try:
-            return super().write(data)
+            return os.write(self.fileno(), data)
         except OSError as error:
             self.write_error = error
             raise

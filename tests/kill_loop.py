@@ -1,0 +1,145 @@
+"""Kills real trainings with SIGKILL at random times, resumes them, and compares the last bit.
+
+PYTHONPATH=. python tests/kill_loop.py --kills 10000
+
+Torch is imported once; each life of a training is a fork of this process, which itself never
+computes anything. The log of batches is appended to by every life, so it shows what each step read,
+how often it was repeated, and how much work a kill has cost.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tiny_run import CONFIG, fingerprint, prepare, train_quickly, without_plots
+
+import run as run_module
+from tokenizer import GPT2Tokenizer
+
+LOG_NAME = "batches.log"
+
+
+def log_batches() -> None:
+    """Each update first notes its step and the windows it reads."""
+    update = run_module.Run.update
+
+    def logged(run: run_module.Run) -> None:
+        indices = ",".join(map(str, run.batches.window_indices(run.step)))
+        line = f"{run.step} {indices}\n".encode()
+        descriptor = os.open(LOG_NAME, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.write(descriptor, line)
+        os.close(descriptor)
+        update(run)
+
+    run_module.Run.update = logged
+
+
+def fork(life: Callable[[], Any]) -> int:
+    """The process id of a child that does `life` in silence, and exits with 0 if it could."""
+    child = os.fork()
+    if child:
+        return child
+    output = os.open("output.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    code = 1
+    try:
+        life()
+        code = 0
+    except BaseException as error:
+        print(f"life ended: {error!r}", flush=True)
+    finally:
+        os._exit(code)
+
+
+def one_life(deadline: float | None, *, plots: bool) -> bool:
+    """Whether a life came to its end before it was killed."""
+    is_resumed = any(Path().glob("model_checkpoint_step_*.pt"))
+
+    def life() -> None:
+        if not plots:
+            without_plots()
+        train_quickly(resume=is_resumed)
+
+    child = fork(life)
+    end = time.monotonic() + (deadline if deadline is not None else 600)
+    while time.monotonic() < end:
+        finished, status = os.waitpid(child, os.WNOHANG)
+        if finished:
+            assert status == 0, Path("output.log").read_text()[-2000:]
+            return True
+        time.sleep(0.001)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return False
+
+
+def batches_read(reference: dict[int, str] | None = None) -> tuple[dict[int, str], int]:
+    """What each step read, and the most updates that a kill has cost; repeats must agree."""
+    read: dict[int, str] = {}
+    most_lost, previous = 0, -1
+    for line in Path(LOG_NAME).read_text().splitlines():
+        step, indices = line.split()
+        assert read.setdefault(int(step), indices) == indices, f"step {step} read other windows"
+        most_lost = max(most_lost, previous + 1 - int(step))
+        previous = int(step)
+    assert reference in (None, read), "other batches than the run that nobody killed"
+    return read, most_lost
+
+
+def end_of_run() -> dict[str, str]:
+    """Hashes of all that a finished run leaves: the models and the checkpoints."""
+    assert not list(Path().glob(".*.part")), "temporary files are left"
+    paths = sorted(Path().glob("*.pt"))
+    assert len(paths) == CONFIG["keep_checkpoints"] + 2, paths
+    return {path.name: fingerprint(path) for path in paths}
+
+
+def loop(num_kills: int, seed: int, *, plots: bool) -> dict[str, Any]:
+    """Kills so many lives; AssertionError at the first run that ends differently."""
+    chance, home = random.Random(seed), Path(tempfile.mkdtemp())
+    prepare(home / "reference")
+    start = time.monotonic()
+    assert one_life(None, plots=plots)
+    seconds = time.monotonic() - start
+    expected, (batches, _) = end_of_run(), batches_read()
+    kills, runs, lost = 0, 0, 0
+    while kills < num_kills:
+        prepare(home / "killed")
+        while not one_life(chance.uniform(0, seconds * 0.7), plots=plots):
+            kills += 1
+        found = end_of_run()
+        assert found == expected, f"another end after {kills} kills: {found}"
+        lost = max(lost, batches_read(batches)[1])
+        runs += 1
+        os.chdir(home)
+        shutil.rmtree(home / "killed")
+    shutil.rmtree(home)
+    assert lost <= CONFIG["save_freq"], f"a kill has cost {lost} updates"
+    took = round(time.monotonic() - start)
+    return {"kills": kills, "runs": runs, "most_updates_lost": lost, "seconds": took}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--kills", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--plots", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(1)  # before anything is computed, so that a fork can compute
+    GPT2Tokenizer()
+    log_batches()
+    print(json.dumps(loop(options.kills, options.seed, plots=options.plots)))
+
+
+if __name__ == "__main__":
+    main()
