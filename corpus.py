@@ -22,6 +22,7 @@ class Corpus:
     text_sha256: str
     num_replaced: int  # invalid byte sequences read as U+FFFD
     num_train_tokens: int
+    train_ids: np.ndarray  # all of them, mapped from disk
     batches: Batches
     vocabulary: Vocabulary
     val_ids: Tensor  # (N,) int64
@@ -65,6 +66,7 @@ def read_corpus(
         text_sha256=text.text_sha256,
         num_replaced=text.num_replaced,
         num_train_tokens=len(train_ids),
+        train_ids=train_ids,
         batches=Batches(
             GPTDatasetV1(train_ids, None, seq_len, config["stride"]),
             config["batch_size"] * config["grad_accum_steps"],

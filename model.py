@@ -7,13 +7,18 @@ Shapes: B batch, T time in tokens, C channels (embedding_dim), H heads, D = C / 
 V vocabulary.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kv_cache import KeyValueCache
+
 INITIAL_STD = 0.02  # of all weights; GPT-2, section 2.3
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # query, key, value (B, H, T, D) -> the same
 
 
 class InputEmbeddings(nn.Module):
@@ -50,15 +55,15 @@ def dropout_mask(like: Tensor, probability: float) -> Tensor:
 
 
 class PositionalEncoding(nn.Module):
-    """Adds the learned vector of each position, the first of them being number `start`."""
+    """Adds the learned vectors of the positions: a slice, or their numbers (B, T)."""
 
     def __init__(self, seq_len: int, embedding_dim: int, dropout: float) -> None:
         super().__init__()
         self.pe = nn.Parameter(torch.empty(seq_len, embedding_dim))
         self.dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor, start: int = 0) -> Tensor:
-        return self.dropout(x + self.pe[start : start + x.size(1)])
+    def forward(self, x: Tensor, positions: slice | Tensor) -> Tensor:
+        return self.dropout(x + self.pe[positions])
 
 
 class LayerNormalization(nn.LayerNorm):
@@ -95,14 +100,17 @@ class MultiHeadAttentionBlock(nn.Module):
         self.attention_dropout = dropout
         self.residual_dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, attend: Attend | None = None) -> Tensor:
         B, T, C = x.shape
         qkv = self.qkv(x).view(B, T, 3, self.num_heads, C // self.num_heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
-        dropout = self.attention_dropout if self.training else 0.0
-        mixed = causal_attention(query, key, value, dropout=dropout)
+        mixed = (attend or self.attend)(query, key, value)
         mixed = mixed.transpose(1, 2).reshape(B, T, C)
         return self.residual_dropout(self.projection(mixed))
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        dropout = self.attention_dropout if self.training else 0.0
+        return causal_attention(query, key, value, dropout=dropout)
 
 
 class FeedForwardNetwork(nn.Module):
@@ -130,8 +138,8 @@ class TransformerBlock(nn.Module):
         self.feed_forward_norm = LayerNormalization(embedding_dim)
         self.feed_forward = FeedForwardNetwork(embedding_dim, ffn_hidden_dim, dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attention(self.attention_norm(x))
+    def forward(self, x: Tensor, attend: Attend | None = None) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), attend)
         return x + self.feed_forward(self.feed_forward_norm(x))
 
 
@@ -160,12 +168,22 @@ class Transformer(nn.Module):
     def device(self) -> torch.device:
         return self.positional_encoding.pe.device
 
-    def hidden_states(self, tokens: Tensor) -> Tensor:
-        """What the head reads: ids (B, T) -> normalized final states (B, T, C)."""
+    def new_cache(self, batch_size: int, capacity: int) -> KeyValueCache:
+        """Room for what attention keeps of up to `capacity` tokens in each row."""
+        pe, H = self.positional_encoding.pe, self.blocks[0].attention.num_heads
+        shape = (len(self.blocks), batch_size, H, capacity, pe.size(1) // H)
+        return KeyValueCache(torch.zeros((2, *shape), device=pe.device, dtype=pe.dtype))
+
+    def hidden_states(self, tokens: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        """What the head reads: ids (B, T) -> normalized final states (B, T, C).
+
+        With a cache the tokens follow those that it has read.
+        """
         assert tokens.size(1) <= self.seq_len, f"{tokens.size(1)} tokens, context {self.seq_len}"
-        x = self.positional_encoding(self.input_embedding(tokens))
-        for block in self.blocks:
-            x = block(x)
+        positions = cache.extend(tokens.size(1)) if cache else slice(tokens.size(1))
+        x = self.positional_encoding(self.input_embedding(tokens), positions)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, partial(cache.attend, layer) if cache else None)
         return self.final_norm(x)
 
     def head(self, hidden: Tensor) -> Tensor:

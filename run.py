@@ -18,13 +18,14 @@ import folder
 import room
 import settings
 from corpus import read_corpus
-from generate import TextGenerator, printable
+from generate import TextGenerator
 from loss import NextTokenLoss
 from metrics import Evaluation, History, Progress, bits_per_byte, mean_loss, plot_history
 from model import model_size
 from optim import build_optimizer, learning_rate_at, set_learning_rate
 from runtime import Machine, NonFiniteError, describe, log, seed_step
 from tokenizer import TABLE_SHA256, GPT2Tokenizer
+from writing import printable
 
 PLOT_NAME = "training_losses.png"
 SAMPLING = {"temperature": 0.8, "top_k": 50, "seed": 0}  # samples differ by the model alone

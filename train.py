@@ -12,8 +12,10 @@ from tqdm import tqdm
 
 import checkpoint
 import settings
+from comparison import COMPARISON_NAME, Reference, compare_settings, plot_comparison
 from files import check_writable, only_writer, sweep_parts
-from generate import TextGenerator, side_by_side
+from generate import TextGenerator
+from inference import prepared
 from resume import begin
 from run import SAMPLING, Run
 from runtime import Stopped, StopSignals, log, run_command
@@ -108,11 +110,22 @@ def save_final_model(run: Run) -> Path:
 
 
 def compare_strategies(run: Run, path: Path, poll: Callable[[], None]) -> None:
-    """Shows what each way of sampling makes of the final model."""
-    generator = TextGenerator(checkpoint.load_model(path), run.tokenizer)
-    prompt, length = run.config["sample_prompt"], run.config["sample_tokens"]
-    texts = generator.compare(prompt, max_new_tokens=length, seed=SAMPLING["seed"], poll=poll)
-    log(side_by_side(texts))
+    """Shows what each way of sampling makes of the final model, beside held-out text."""
+    if not run.config["sample_tokens"]:
+        return
+    comparison = compare_settings(
+        TextGenerator(prepared(checkpoint.load_model(path)), run.tokenizer),
+        run.config["sample_prompt"],
+        max_new_tokens=run.config["sample_tokens"],
+        seed=SAMPLING["seed"],
+        reference=Reference(run.corpus.train_ids, run.corpus.val_ids.numpy()),
+        poll=poll,
+    )
+    log(str(comparison))
+    try:
+        plot_comparison(run.folder / COMPARISON_NAME, comparison)
+    except OSError as error:
+        log(f"warning: no picture of the comparison ({run.folder}): {error}")
 
 
 def main() -> None:

@@ -1,0 +1,64 @@
+"""What attention keeps of the tokens read so far, so that each new token is computed alone.
+
+Shapes: L layers, B batch, H heads, S slots (the capacity), T new tokens, D head size.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class KeyValueCache:
+    """Keys and values of B rows of tokens, in memory (2, L, B, H, S, D) that is taken once.
+
+    Row b has read `lengths[b]` tokens and its next one gets that position, whatever the other rows
+    have read. Rows of unequal length are read padded at their ends, then `lengths` is set to the
+    real ones: no row sees a slot beyond its own position, and later tokens overwrite the padding.
+    """
+
+    def __init__(self, memory: Tensor) -> None:
+        self.memory = memory
+        self.lengths = [0] * memory.size(2)
+
+    @property
+    def capacity(self) -> int:
+        return self.memory.size(4)
+
+    def extend(self, num_tokens: int) -> Tensor:
+        """Positions (B, T) of the next tokens of each row; `attend` then expects these tokens."""
+        starts, device = self.lengths, self.memory.device
+        self.lengths = [start + num_tokens for start in starts]
+        self._start, self._end = min(starts), max(self.lengths)
+        self._is_even = min(starts) == max(starts)
+        steps = torch.arange(num_tokens, device=device)
+        self._positions = torch.tensor(starts, device=device)[:, None] + steps
+        self._mask = None
+        if not self._is_even or (num_tokens > 1 and self._start > 0):
+            slots = torch.arange(self._end, device=device)
+            self._mask = slots <= self._positions[:, None, :, None]  # (B, 1, T, S)
+        return self._positions
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Stores the new keys and values, then mixes for each token all values up to its own."""
+        keys, values = self.memory[:, layer]
+        if self._is_even:
+            keys[:, :, self._start : self._end] = key
+            values[:, :, self._start : self._end] = value
+        else:
+            rows = torch.arange(len(key), device=key.device)[:, None]
+            keys[rows, :, self._positions] = key.transpose(1, 2).to(keys.dtype)  # (B, T, H, D)
+            values[rows, :, self._positions] = value.transpose(1, 2).to(keys.dtype)
+        if self._end == key.size(2):
+            return F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        seen = keys[:, :, : self._end], values[:, :, : self._end]
+        mixed = F.scaled_dot_product_attention(query.to(keys.dtype), *seen, attn_mask=self._mask)
+        return mixed.to(query.dtype)
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Row i becomes what row `rows[i]` was; there may be fewer rows afterwards, never more."""
+        filled = self.memory[:, :, :, :, : max(self.lengths)]
+        filled[:, :, : len(rows)] = filled[:, :, rows]
+        self.memory = self.memory[:, :, : len(rows)]
+        self.lengths = [self.lengths[row] for row in rows]
