@@ -115,10 +115,18 @@ def prompts_of(options: argparse.Namespace) -> list[str]:
         prompts.append(options.prompt_file.read_text(encoding="utf-8", errors="replace"))
     if prompts or options.interactive:
         return prompts
-    if sys.stdin.isatty():
-        raise ConfigError('no prompt: give --prompt "Once upon a time", or --interactive')
-    text = sys.stdin.buffer.read().decode("utf-8", errors="replace")
-    return [text.removesuffix("\n")]
+    return [piped_text().removesuffix("\n")]
+
+
+def piped_text() -> str:
+    """What comes through the pipe; ConfigError where there is none."""
+    missing = 'no prompt: give --prompt "Once upon a time", --interactive, or a text on stdin'
+    if sys.stdin is None or sys.stdin.isatty():
+        raise ConfigError(missing)
+    try:
+        return sys.stdin.buffer.read().decode("utf-8", errors="replace")
+    except OSError as error:
+        raise ConfigError(missing) from error
 
 
 # ---------------------------------------------------------------- texts

@@ -16,13 +16,18 @@ import console
 import runtime
 from beam import beam_search
 from comparison import STRATEGIES
+from comparison import side_by_side as side_by_side
 from decoding import continue_rows
 from inference import prepared
 from model import Transformer
 from sampling import Sampling, SamplingError
+from sampling import keep_top_k as keep_top_k
+from sampling import keep_top_p as keep_top_p
+from sampling import next_tokens as next_tokens
 from scoring import Score, score_document
 from tokenizer import END_OF_TEXT, END_OF_TEXT_ID, GPT2Tokenizer
-from writing import Row
+from writing import Row, prompt_ids
+from writing import printable as printable
 
 
 def check_sampling(*, max_new_tokens: int, seed: int | None = None, **settings: Any) -> Sampling:
@@ -184,6 +189,10 @@ class TextGenerator:
         for new in steps:
             latest = torch.tensor([new.get(row, END_OF_TEXT_ID) for row in range(len(tokens))])
             yield latest.to(self.model.device)
+
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """Ids that the model can start from: an empty prompt is the start of a document."""
+        return prompt_ids(self.tokenizer, prompt)
 
     def compare(
         self, prompt: str, strategies: dict[str, dict[str, Any]] = STRATEGIES, **settings: Any

@@ -9,6 +9,7 @@ Shapes: B batch, V vocabulary. A history is the ids of each row so far, prompt i
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch import Tensor
 from runtime import NonFiniteError
 
 MANY_TOKENS = 1024  # a nucleus is nearly always smaller; finding so many is cheaper than sorting
+LOWEST = 1e-30  # temperature that float32 can divide by; far colder than any two logits can tell
 History = Sequence[Sequence[int]]
 
 
@@ -67,7 +69,7 @@ class Sampling:
         if self.temperature == 0:
             return logits
         # Relative to the highest, so that a tiny temperature cannot overflow.
-        logits = (logits - logits.amax(-1, keepdim=True)) / self.temperature
+        logits = (logits - logits.amax(-1, keepdim=True)) / max(self.temperature, LOWEST)
         if self.top_k is not None:
             logits = keep_top_k(logits, self.top_k)
         if self.top_p is not None:
@@ -85,6 +87,12 @@ class Sampling:
         check_finite(logits)
         logits = self.filtered(logits, history)
         return logits.argmax(-1) if self.temperature == 0 else draw(logits, generators)
+
+
+def next_tokens(logits: Tensor, *, generator: torch.Generator, **settings: Any) -> Tensor:
+    """One token id a row, (B,), by the settings of `Sampling`; all rows draw from one generator."""
+    num_rows = len(logits)
+    return Sampling(**settings).choose(logits, [()] * num_rows, [generator] * num_rows)
 
 
 def check_finite(logits: Tensor) -> None:

@@ -22,7 +22,7 @@ class Row:
         stop_tokens: Collection[int] = (),
     ) -> None:
         self.prompt, self.seed = prompt, seed
-        self.prompt_ids = tokenizer.encode(prompt) or [END_OF_TEXT_ID]
+        self.prompt_ids = prompt_ids(tokenizer, prompt)
         self.ids: list[int] = []
         self.text = ""
         self.is_over = False
@@ -67,6 +67,11 @@ class Row:
             released, self._held = held[: len(held) - num_held], held[len(held) - num_held :]
         self.text += released
         return released
+
+
+def prompt_ids(tokenizer: GPT2Tokenizer, prompt: str) -> list[int]:
+    """Ids that a model can start from: an empty prompt is the start of a document."""
+    return tokenizer.encode(prompt) or [END_OF_TEXT_ID]
 
 
 def longest_start(text: str, stops: Sequence[str]) -> int:
