@@ -16,12 +16,7 @@ from settings import ConfigError, Parser
 from tokenizer import GPT2Tokenizer
 from writing import Row, printable
 
-OFFICIAL_SIZES = {
-    "gpt2-small": "124M",
-    "gpt2-medium": "355M",
-    "gpt2-large": "774M",
-    "gpt2-xl": "1558M",
-}
+OFFICIAL_NAMES = ("gpt2-small", "gpt2-medium", "gpt2-large", "gpt2-xl")
 SAMPLING_OPTIONS = {  # name -> type, help
     "temperature": (float, "0 is greedy, 1 as trained"),
     "top_k": (int, "draw from the k likeliest tokens only"),
@@ -66,7 +61,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     source.add_argument(
         "--checkpoint", type=Path, default=Path(checkpoint.FINAL_NAME), help="file (%(default)s)"
     )
-    source.add_argument("--model", choices=OFFICIAL_SIZES, help="OpenAI's weights, untrained here")
+    source.add_argument("--model", choices=OFFICIAL_NAMES, help="OpenAI's weights, untrained here")
     add("--device", default="auto", help="auto, cpu, mps, cuda or cuda:N")
     add("--precision", choices=PRECISIONS, default="auto", help="type of the weights (%(default)s)")
     add("--max-new-tokens", type=int, default=200, help="the longest continuation (%(default)s)")

@@ -214,15 +214,9 @@ class TextGenerator:
 
 def official_model(name: str) -> Transformer:
     """OpenAI's own GPT-2, downloaded on first use: official_model("gpt2-small")."""
-    from gpt_download import download_and_load_gpt2
-    from weights import architecture_from, load_weights_into_gpt
+    from pretrained import load_pretrained_model, official  # requests takes its time to import
 
-    size = console.OFFICIAL_SIZES[name]
-    settings, params = download_and_load_gpt2(model_size=size, models_dir="gpt2")
-    config = {**architecture_from(settings), "dropout": 0.0}
-    model = checkpoint.build_model(config, settings["n_vocab"])
-    load_weights_into_gpt(model, params)
-    return model
+    return load_pretrained_model(official(name))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

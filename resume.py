@@ -8,6 +8,7 @@ import checkpoint
 import folder
 from checkpoint import ARCHITECTURE, CheckpointError
 from metrics import History
+from pretrained import Pretrained
 from run import Run
 from runtime import log
 from text import DataError
@@ -18,7 +19,7 @@ TEXT_KEYS = ("val_fraction", "replace_invalid_utf8", "share_unused_tokens")  # d
 FREE_KEYS = ("resume", "allow_other_text", "output_dir")  # of no consequence to the model
 
 
-def begin(run: Run, wanted: bool | str) -> None:
+def begin(run: Run, wanted: bool | str, pretrained: Pretrained | None = None) -> None:
     """Starts the run afresh, or goes on from the newest (True) or the named checkpoint."""
     if wanted:
         resume(run, wanted)
@@ -26,6 +27,9 @@ def begin(run: Run, wanted: bool | str) -> None:
         path = folder.unfinished(run.folder)
         if path:
             log(f"notice    an unfinished run is here, left alone: --resume {path} continues it")
+        if pretrained:
+            log(f"weights   {pretrained}")
+            pretrained.load_into(run.model)
     folder.claim(run.folder, run.id)
 
 

@@ -96,6 +96,7 @@ RULES = {
     "sample_prompt": TEXT,
     "sample_tokens": AT_LEAST_0,
     "output_dir": Rule(lambda value: is_path(value), "a folder's path"),
+    "weights_path": TEXT,
     "seed": number(lambda value: is_whole(value) and 0 <= value < 2**31, "in [0, 2**31), whole"),
     "device": Rule(
         lambda value: isinstance(value, str) and DEVICE_NAME.fullmatch(value) is not None,

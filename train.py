@@ -16,12 +16,13 @@ from comparison import COMPARISON_NAME, Reference, compare_settings, plot_compar
 from files import check_writable, only_writer, sweep_parts
 from generate import TextGenerator
 from inference import prepared
+from pretrained import Pretrained, from_safetensors, official
 from resume import begin
 from run import SAMPLING, Run
 from runtime import Stopped, StopSignals, log, run_command
 
 USE_PRETRAINED = False  # True fine-tunes the official GPT-2 named below
-MODEL_NAME = "gpt2-small (124M)"
+MODEL_NAME = "gpt2-small (124M)"  # or gpt2-medium (355M), gpt2-large (774M), gpt2-xl (1558M)
 
 config = {
     # the model
@@ -42,6 +43,7 @@ config = {
     "weight_decay": 0.1,  # pull of the matrices towards 0
     "max_grad_norm": 1.0,  # longer gradients are cut to this length
     "patience": 5,  # stop after so many evaluations without a better one; 0 never stops early
+    "weights_path": "",  # a folder or .safetensors file with a Hugging Face GPT-2 to fine-tune
     "seed": 42,  # same seed, same machine: the same model to the last bit
     # the text
     "stride": 64,  # tokens between the starts of windows; below seq_len they overlap
@@ -68,13 +70,16 @@ config = {
 def train(config: dict[str, Any]) -> Path:
     """Trains on the text found in the working folder; returns the final model's path."""
     settings.check(config)
+    pretrained = pretrained_weights(config)
+    if pretrained:
+        config = pretrained.config(config)
     folder = Path(config["output_dir"])
     check_writable(folder)
     with only_writer(folder), StopSignals() as signals:
         sweep_parts(folder)
         run = Run(config)
         log(run.describe())
-        begin(run, config["resume"])
+        begin(run, config["resume"], pretrained)
         signals.hold()
         try:
             train_to_the_end(run, signals.check)
@@ -83,6 +88,13 @@ def train(config: dict[str, Any]) -> Path:
         path = save_final_model(run)
         compare_strategies(run, path, signals.check)
         return path
+
+
+def pretrained_weights(config: dict[str, Any]) -> Pretrained | None:
+    """What a run starts from, None for random weights."""
+    if config["weights_path"]:
+        return from_safetensors(config["weights_path"])
+    return official(MODEL_NAME) if USE_PRETRAINED else None
 
 
 def train_to_the_end(run: Run, poll: Callable[[], None]) -> None:
