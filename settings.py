@@ -114,14 +114,20 @@ RULES = {
 
 def check(config: dict[str, Any]) -> None:
     """ConfigError with every problem: unknown and missing keys, wrong values, impossible pairs."""
+    problems = problems_of(config)
+    if problems:
+        raise ConfigError("config: " + "; ".join(problems))
+
+
+def problems_of(config: dict[str, Any]) -> list[str]:
+    """What is wrong with a config, each problem in a few words."""
     problems = [unknown_key(key) for key in config if key not in RULES]
     problems += [f"{key} is missing" for key in RULES if key not in config]
     wrong = [key for key in RULES if key in config and not RULES[key].is_met(config[key])]
     problems += [f"{key}={shown(config[key])} is not {RULES[key].wants}" for key in wrong]
     if not {"embedding_dim", "num_heads"} & {*wrong, *(RULES.keys() - config.keys())}:
         problems += head_problems(config["embedding_dim"], config["num_heads"])
-    if problems:
-        raise ConfigError("config: " + "; ".join(problems))
+    return problems
 
 
 def shown(value: Any) -> str:
@@ -180,8 +186,7 @@ def from_command_line(
     remarks = dict(REMARK.findall(source))
     for key, default in defaults.items():
         parser.add_argument(
-            f"--{key}",
-            f"--{key.replace('_', '-')}" if "_" in key else f"--{key}",
+            *dict.fromkeys([f"--{key}", f"--{key.replace('_', '-')}"]),
             default=default,
             type=lambda text, default=default: parsed(text, default),
             help=f"{remarks[key]} (default: {default!r})".replace("%", "%%"),
@@ -192,7 +197,7 @@ def from_command_line(
     if unknown:
         names = [text.lstrip("-").split("=")[0] for text in unknown if text.startswith("--")]
         problems = [unknown_key(name) for name in names] or [f"stray argument {unknown[0]!r}"]
-        raise ConfigError("command line: " + "; ".join(problems))
+        raise ConfigError("command line: " + "; ".join(problems + problems_of(vars(known))))
     return vars(known)
 
 

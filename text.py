@@ -10,12 +10,15 @@ from typing import BinaryIO
 
 from tqdm import tqdm
 
+from tokenizer import END_OF_TEXT
+
 TEXT_NAMES = ("TinyStories.txt", "data.txt", "example.txt")
-BLOCK_BYTES = 1 << 20
-MAX_PIECE_CHARS = 1 << 22  # a piece ends here at the latest, whatever the text looks like
+BLOCK_BYTES = 1 << 18
+MAX_PIECE_CHARS = 1 << 19  # a piece with a block more stays below tiktoken's limit: 999,998 spaces
 SEARCHED_CHARS = 10_000
-# GPT-2's pre-tokenizer never joins a word to the space after it, so cutting there changes no id.
-SAFE_CUT = re.compile(r"(?<=\S)[ \n]")
+# GPT-2's pre-tokenizer never joins a word to the space after it, nor anything to a special token,
+# so cutting there changes no id.
+SAFE_CUT = re.compile(rf"(?<=\S)[ \n]|{re.escape(END_OF_TEXT)}")
 BYTE_ORDER_MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF16_LE: "utf-16",
@@ -32,6 +35,7 @@ BINARY_SIGNATURES = {
     b"\xff\xd8\xff": "a JPEG picture",
     b"%PDF": "a PDF document",
     b"PAR1": "a Parquet table",
+    codecs.BOM_UTF32_LE: "UTF-32",
 }
 
 
@@ -75,12 +79,12 @@ class TextReader:
 
     def pieces(self) -> Iterator[str]:
         """Strings that join to the whole text."""
-        pending = ""
+        self.num_replaced, pending = 0, ""
         for text in self._decoded_blocks():
             pending += text
             cut = last_safe_cut(pending)
             if cut == 0 and len(pending) > MAX_PIECE_CHARS:
-                cut = len(pending)
+                cut = len(pending) - len(END_OF_TEXT)  # the next block may complete one
             if cut > 0:
                 yield pending[:cut]
                 pending = pending[cut:]
@@ -98,11 +102,10 @@ class TextReader:
             decoder = io.IncrementalNewlineDecoder(from_bytes, translate=True)
             file.seek(0)
             for block in _blocks_and_end(file):
-                undecoded = len(from_bytes.getstate()[0])
                 try:
                     yield decoder.decode(block, final=not block)
                 except UnicodeDecodeError as error:
-                    offset = file.tell() - len(block) - undecoded + error.start
+                    offset = file.tell() - len(error.object) + error.start
                     raise self._invalid(offset, error.encoding) from error
                 progress.update(len(block))
 
@@ -126,9 +129,12 @@ class TextReader:
         return "replace_and_count"
 
     def _invalid(self, offset: int, encoding: str) -> DataError:
+        from_bytes = codecs.getincrementaldecoder(encoding)()
+        decoder = io.IncrementalNewlineDecoder(from_bytes, translate=True)
         with self.path.open("rb") as file:
-            blocks = (min(BLOCK_BYTES, offset - at) for at in range(0, offset, BLOCK_BYTES))
-            line = 1 + sum(file.read(size).count(b"\n") for size in blocks)
+            sizes = (min(BLOCK_BYTES, offset - at) for at in range(0, offset, BLOCK_BYTES))
+            line = 1 + sum(decoder.decode(file.read(size)).count("\n") for size in sizes)
+        line += decoder.decode(b"", final=True).count("\n")
         return DataError(
             f"invalid {encoding} ({self.path}, byte {offset}, line {line}): "
             "repair it, or set replace_invalid_utf8 to read it as U+FFFD"

@@ -200,6 +200,8 @@ def test_replacing_gives_what_python_gives_and_counts_it(tmp_path, seed):
     expected = stored.decode(errors="replace")
     assert "".join(reader.pieces()) == expected
     assert reader.num_replaced == expected.count("\ufffd") > 0
+    assert "".join(reader.pieces()) == expected
+    assert reader.num_replaced == expected.count("\ufffd")
 
 
 def test_nothing_is_counted_in_a_valid_text_that_holds_replacement_characters(tmp_path):
