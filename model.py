@@ -46,7 +46,7 @@ def dropout_mask(like: Tensor, probability: float) -> Tensor:
 
     Each element takes 16 of torch's random bits; bernoulli_() would draw 64 for each.
     """
-    num_dropped = round(probability * 2**16)  # of the values of an int16
+    num_dropped = min(round(probability * 2**16), 2**16 - 1)  # of the values of an int16
     draws = torch.empty(-(-like.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
     draws = draws.view(torch.int16)[: like.numel()].view(like.shape)
     mask = torch.empty(like.shape, dtype=like.dtype)

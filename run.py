@@ -23,7 +23,7 @@ from loss import NextTokenLoss
 from metrics import Evaluation, History, Progress, bits_per_byte, mean_loss, plot_history
 from model import model_size
 from optim import build_optimizer, learning_rate_at, set_learning_rate
-from runtime import Machine, NonFiniteError, describe, log, seed_step
+from runtime import Machine, NonFiniteError, describe, log, seed_step, tune_process
 from tokenizer import TABLE_SHA256, GPT2Tokenizer
 from writing import printable
 
@@ -41,6 +41,7 @@ class Run:
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = {**config, "resume": False}  # how it was started is no property of the run
         self.folder = Path(config["output_dir"])
+        tune_process()
         self.machine = Machine.choose(config["device"], config["precision"])
         self.tokenizer = GPT2Tokenizer()
         self.corpus = read_corpus(

@@ -1,5 +1,6 @@
 """Where and how a command runs: device, precision, seeds, log, signals, the door for errors."""
 
+import ctypes
 import os
 import resource
 import signal
@@ -18,6 +19,8 @@ from tqdm import tqdm
 
 EXIT_DISK = 6
 EXIT_MEMORY = 8
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 STOP_SIGNALS = {
     signal.SIGINT: "Ctrl-C",
     signal.SIGTERM: "SIGTERM",
@@ -43,7 +46,7 @@ class Stopped(BaseException):
     def __init__(self, number: int, advice: str = "") -> None:
         super().__init__(f"by {STOP_SIGNALS[number]}{advice}")
         self.number = number
-        self.exit_code = 128 + number
+        self.exit_code = exit_code_after(number)
 
 
 class StopSignals:
@@ -80,10 +83,15 @@ class StopSignals:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self._received is not None:
-            os._exit(128 + number)
+            os._exit(exit_code_after(number))
         self._received = number
         if not self._is_held:
             raise Stopped(number)
+
+
+def exit_code_after(number: int) -> int:
+    """130 after Ctrl-C, 143 after SIGTERM; SIGHUP counts as SIGTERM."""
+    return 128 + (signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
 
 
 def run_command(main: Callable[[], None]) -> None:
@@ -183,9 +191,20 @@ class Machine:
         return tensor.to(self.device)
 
     def compiled(self, module: nn.Module, wanted: str) -> nn.Module:
-        """The module, compiled if wanted: "on", "off", or "auto", which is on with CUDA."""
+        """The module, compiled if wanted: "on", "off", or "auto", which is on with CUDA.
+
+        A machine that cannot compile says so in one line and gets the module as it is.
+        """
         is_on = wanted == "on" or (wanted == "auto" and self.device.type == "cuda")
-        return torch.compile(module) if is_on else module
+        if not is_on:
+            return module
+        try:
+            torch.compile(torch.sin)(torch.zeros(2, device=self.device))
+        except Exception as error:  # torch has a dozen kinds of them
+            cause = str(error).strip().partition("\n")[0]
+            log(f"warning   not compiled, it only takes longer: no working compiler ({cause})")
+            return module
+        return torch.compile(module)
 
     def memory_in_use(self) -> int:
         """Bytes: tensors at their peak on CUDA, at present on MPS; the process's peak on a CPU."""
@@ -195,6 +214,34 @@ class Machine:
             return torch.mps.current_allocated_memory()
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def tune_process() -> None:
+    """Makes this process fast at training; to be called before the first large tensor."""
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")  # TF32 for products that stay in float32
+    torch.set_num_threads(min(torch.get_num_threads(), num_cores()))
+    keep_freed_memory()
+
+
+def num_cores() -> int:
+    """Physical cores that this process may use, or what a container allows it if that is less."""
+    cpus = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count()))(0)
+    topologies = [Path(f"/sys/devices/system/cpu/cpu{cpu}/topology") for cpu in cpus]
+    siblings = [path / "thread_siblings_list" for path in topologies]
+    num_physical = len({path.read_text() if path.exists() else path for path in siblings})
+    if not CPU_QUOTA.exists():
+        return num_physical
+    quota, period = CPU_QUOTA.read_text().split()  # of processor time, "max" is all of it
+    return num_physical if quota == "max" else min(num_physical, max(1, int(quota) // int(period)))
+
+
+def keep_freed_memory() -> None:
+    """Tells glibc to keep freed blocks for the next step; handed back, they fault in again."""
+    if "CS_GNU_LIBC_VERSION" in os.confstr_names:
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def choose_device(wanted: str) -> tuple[torch.device, str]:

@@ -40,13 +40,14 @@ def gradients(model, loss):
     return [loss.detach(), *(parameter.grad.clone() for parameter in model.parameters())]
 
 
+@pytest.mark.parametrize("vocab_size", [V, 67])  # 67 rows are split into 64 and 3
 @pytest.mark.parametrize("chunk_size", CHUNK_SIZES)
 @pytest.mark.parametrize(
     ("dtype", "rtol"),
     [(torch.float32, 1e-5), (torch.float64, 1e-12)],  # sums of 21 terms, in another order
 )
-def test_value_and_gradients_are_those_of_the_plain_formula(chunk_size, dtype, rtol):
-    model = tiny_model().to(dtype)
+def test_value_and_gradients_are_those_of_the_plain_formula(vocab_size, chunk_size, dtype, rtol):
+    model = tiny_model(vocab_size).to(dtype)
     ours = gradients(model, NextTokenLoss(model, chunk_size=chunk_size)(*batch()))
     naive = gradients(model, naive_loss(model, *batch()))
     assert ours[0].dtype == dtype
@@ -97,12 +98,26 @@ def test_micro_batches_divided_by_the_whole_count_add_up_to_the_batch():
     torch.testing.assert_close([sum(parts) for parts in zip(*rows, strict=True)], whole)
 
 
+def test_a_process_without_rows_adds_nothing():
+    model = tiny_model()
+    nothing = torch.empty(0, T, dtype=torch.int64)
+    parts = gradients(model, NextTokenLoss(model)(nothing, nothing, B * T))
+    assert all(not part.any() for part in parts)
+
+
 def test_a_scaled_loss_scales_the_gradients():
     model = tiny_model()
     objective = NextTokenLoss(model)
     once = gradients(model, objective(*batch()))
     scaled = gradients(model, 8 * objective(*batch()))
     torch.testing.assert_close(scaled, [8 * part for part in once])
+
+
+def test_a_second_backward_through_the_same_graph_fails_instead_of_scaling_twice():
+    loss = NextTokenLoss(tiny_model())(*batch()) * 8
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="inplace operation"):
+        loss.backward()
 
 
 @pytest.mark.parametrize("chunk_size", CHUNK_SIZES)

@@ -1,0 +1,117 @@
+"""Attention and dropout as we compute them on a CPU: the formula, and fair masks."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from model import Dropout, causal_attention, dropout_mask
+
+B, H, T, D = 3, 2, 7, 5
+NO_DROPOUT = 1e-9  # rounds to no element, but takes the path that dropout takes
+
+
+def some_inputs(dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """Query, key and value, each (B, H, T, D)."""
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(B, H, T, D, generator=generator).to(dtype) for _ in range(3)]
+
+
+def naive_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """One output vector at a time, in float64."""
+    query, key, value = query.double(), key.double(), value.double()
+    result = torch.empty_like(value)
+    for t in range(T):
+        scores = (query[..., t : t + 1, :] * key[..., : t + 1, :]).sum(-1) / math.sqrt(D)
+        weights = scores.softmax(-1)
+        result[..., t, :] = (weights[..., None] * value[..., : t + 1, :]).sum(-2)
+    return result
+
+
+@pytest.mark.parametrize("dropout", [0.0, NO_DROPOUT])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [(torch.float32, 1e-5), (torch.bfloat16, 4e-2)],  # 24 and 8 bits, sums of 7 terms
+)
+def test_attention_is_the_formula_on_every_path(dtype, tolerance, dropout):
+    inputs = some_inputs(dtype)
+    result = causal_attention(*inputs, dropout=dropout)
+    assert result.dtype == dtype
+    expected = naive_attention(*inputs)
+    torch.testing.assert_close(result.double(), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dropout", [0.0, NO_DROPOUT])
+def test_gradients_of_attention_are_those_of_the_formula(dropout):
+    ours, naive = ([x.requires_grad_() for x in some_inputs()] for _ in range(2))
+    causal_attention(*ours, dropout=dropout).square().sum().backward()
+    naive_attention(*naive).square().sum().backward()
+    for x, expected in zip(ours, naive, strict=True):
+        torch.testing.assert_close(x.grad, expected.grad, rtol=1e-4, atol=1e-4)  # float32
+
+
+def test_dropout_in_attention_sees_no_future():
+    query, key, value = some_inputs()
+    later_key, later_value = key.clone(), value.clone()
+    later_key[:, :, 4:] += 1
+    later_value[:, :, 4:] += 1
+    torch.manual_seed(0)
+    before = causal_attention(query, key, value, dropout=0.3)
+    torch.manual_seed(0)
+    after = causal_attention(query, later_key, later_value, dropout=0.3)
+    assert torch.equal(before[:, :, :4], after[:, :, :4])
+    assert not torch.equal(before[:, :, 4:], after[:, :, 4:])
+
+
+def test_dropout_in_attention_keeps_the_mean():
+    torch.manual_seed(0)
+    query, key, value = some_inputs()
+    results = [causal_attention(query, key, value, dropout=0.3) for _ in range(2000)]
+    expected = causal_attention(query, key, value, dropout=0.0)
+    # a result varies by 0.65 |value| at most, its mean over 2000 by 0.015; five of these
+    torch.testing.assert_close(torch.stack(results).mean(0), expected, rtol=0, atol=0.2)
+
+
+@pytest.mark.parametrize("probability", [0.1, 0.5, 0.9])
+def test_a_mask_drops_the_share_and_scales_the_rest(probability):
+    torch.manual_seed(0)
+    num = 100_003
+    mask = dropout_mask(torch.empty(num), probability)
+    assert mask.shape == (num,)
+    zero, scale = mask.unique().tolist()
+    assert zero == 0.0
+    assert scale == pytest.approx(1 / (1 - probability), rel=1e-3)  # to 2^-16
+    deviation = math.sqrt(probability * (1 - probability) / num)
+    assert (mask == 0).double().mean().item() == pytest.approx(probability, abs=5 * deviation)
+
+
+@pytest.mark.parametrize("distance", [1, 2, 3, 4])
+def test_elements_of_a_mask_are_dropped_independently(distance):
+    """Also those that come from one random number, four by four."""
+    torch.manual_seed(0)
+    is_dropped = dropout_mask(torch.empty(100_000), 0.5) == 0
+    both = (is_dropped[distance:] & is_dropped[:-distance]).double().mean().item()
+    assert both == pytest.approx(0.25, abs=0.01)  # a deviation is 0.0014
+
+
+@pytest.mark.parametrize("shape", [(1,), (3,), (2, 3), (3, 1, 5), (0,)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_mask_has_the_shape_and_type_of_what_it_masks(shape, dtype):
+    mask = dropout_mask(torch.empty(shape, dtype=dtype), 0.5)
+    assert (mask.shape, mask.dtype) == (shape, dtype)
+
+
+def test_dropout_masks_the_gradient_as_it_masked_the_value():
+    torch.manual_seed(0)
+    x = torch.ones(50, requires_grad=True)
+    result = Dropout(0.5)(x)
+    result.sum().backward()
+    assert set(result.tolist()) == {0.0, 2.0}
+    assert torch.equal(x.grad, result.detach())
+
+
+def test_dropout_is_off_in_evaluation_and_at_0():
+    x = torch.randn(50)
+    assert torch.equal(Dropout(0.5).eval()(x), x)
+    assert torch.equal(Dropout(0.0)(x), x)
