@@ -116,22 +116,28 @@ def _fetch_from(url: str, path: Path, file: RemoteFile) -> None:
 
 
 def _transfer(url: str, part: Path, file: RemoteFile) -> None:
-    """One request; returns when the part is complete and right."""
+    """One try; returns when the part is complete and right."""
     start = _size(part)
     if start == 0 or start != file.size:  # else killed after the last byte: nothing to ask for
-        headers = {"Accept-Encoding": "identity", **_resume_headers(url, part)}
-        try:
-            with _open(url, headers) as response:
-                start, total = _extent(response, part, file)
-                if start == 0:
-                    part.unlink(missing_ok=True)
-                    _note(part).write_text(f"{url}\n{_validator(response)}")
-                _append(response, part, total)
-        except (requests.RequestException, HTTPError, ValueError) as error:
-            raise _meaning(error) from error
+        start = _request(url, part, file)
     if fault := fault_of(part, file):
         part.unlink()
         raise (_BrokenError if start else _RefusedError)(fault)
+
+
+def _request(url: str, part: Path, file: RemoteFile) -> int:
+    """Completes the part with the answer to one request, which starts at the returned byte."""
+    headers = {"Accept-Encoding": "identity", **_resume_headers(url, part)}
+    try:
+        with _open(url, headers) as response:
+            start, total = _extent(response, part, file)
+            if start == 0:
+                part.unlink(missing_ok=True)
+                _note(part).write_text(f"{url}\n{_validator(response)}")
+            _append(response, part, total)
+    except (requests.RequestException, HTTPError, ValueError) as error:
+        raise _meaning(error) from error
+    return start
 
 
 def _note(part: Path) -> Path:

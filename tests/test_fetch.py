@@ -193,7 +193,6 @@ WRONG = {
     "403": reply(403),
     "429": reply(429),
     "redirect to a file": reply(302, Location="file:///etc/hostname"),
-    "redirect to ftp": reply(302, Location="ftp://127.0.0.1/file"),
     "redirect to nowhere": reply(302, Location="http://["),
 }
 
@@ -289,6 +288,8 @@ def test_a_redirect_is_followed_but_not_in_a_circle(server: FileServer, tmp_path
     server.script.append(reply(307, Location="/elsewhere"))
     assert fetched(tmp_path, server) == CONTENT
     (tmp_path / "file").unlink()
+    server.script.append(reply(302, Location="ftp://127.0.0.1/file"))
+    assert "redirect to 'ftp://127.0.0.1/file'" in refusal(tmp_path, server)
     server.script.extend([reply(302, Location=PATH)] * 100)
     assert "more than 5 redirects" in refusal(tmp_path, server)
 

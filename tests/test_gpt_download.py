@@ -72,9 +72,6 @@ def closed_port() -> int:
         return listener.getsockname()[1]
 
 
-# the folder
-
-
 def test_every_file_of_a_model_is_fetched_once_and_then_nothing(
     server: FileServer, official: Official, tmp_path: Path
 ) -> None:

@@ -7,6 +7,7 @@ import torch
 from official_checkpoint import write_official
 
 import checkpoint
+import generate
 import gpt_download
 import train
 from fetch import RemoteFile
@@ -17,7 +18,6 @@ from pretrained import (
     official,
 )
 from settings import ConfigError
-from tokenizer import GPT2Tokenizer
 from weights import WeightsError
 
 SETTINGS = {"n_vocab": 50257, "n_ctx": 32, "n_embd": 12, "n_head": 3, "n_layer": 2}
@@ -138,9 +138,8 @@ def test_weights_that_cannot_be_used_are_one_kind_of_error(
     assert caught.value.exit_code == 4
 
 
-def test_an_official_model_writes_untrained(official_folder, tmp_path, monkeypatch):
+def test_an_official_model_writes_untrained(official_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    model = load_pretrained_model(official("gpt2-small"))
-    tokens = torch.tensor([GPT2Tokenizer().encode("Once upon")])
-    assert model(tokens).shape == (1, 2, 50257)
-    assert model.seq_len == SETTINGS["n_ctx"]
+    generate.main(["--model=gpt2-small", "--prompt=Once upon", "--max-new-tokens=3", "--seed=1"])
+    assert capsys.readouterr().out.startswith("Once upon")
+    assert load_pretrained_model(official("gpt2-small")).seq_len == SETTINGS["n_ctx"]
