@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model import Transformer, TransformerBlock
-from runtime import choose_precision
+from runtime import DeviceError, choose_precision
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8")
 NUM_REPAIRED = 32  # logits of each row that are computed again in float32
+INT8_WIDTH = 16  # torch's int8 product reads so many numbers at a time, past the end of a row too
 Linear = Callable[[Tensor], Tensor]
 
 
@@ -108,15 +109,18 @@ def prepared_block(block: TransformerBlock, linear: Callable[..., Linear]) -> Tr
 @torch.no_grad()
 def prepared(model: Transformer, precision: str = "auto") -> PreparedTransformer:
     """A copy for generation only; "auto" is bfloat16 where the processor has it, else float32."""
-    dtype = choose_precision(model.device, precision if precision != "int8" else "bfloat16")[0]
-    is_packed = model.device.type == "cpu" and dtype != torch.float16 and has_packed_product()
-    if precision == "int8":
-        linear = Int8Linear
-    else:
-        kind = PackedLinear if is_packed else CastLinear
-        linear = lambda weight, bias: kind(weight, bias, dtype)  # noqa: E731
-    is_exact = dtype == torch.float32 and precision != "int8"
-    return PreparedTransformer(model, linear, is_exact=is_exact).eval()
+    if precision == "int8" and model.device.type != "cpu":
+        raise DeviceError(f"int8 weights are for CPUs (device {model.device}): use bfloat16")
+    wanted = "bfloat16" if precision == "int8" else precision
+    dtype, _ = choose_precision(model.device, wanted)
+
+    def linear(weight: Tensor, bias: Tensor | None) -> Linear:
+        if precision == "int8" and weight.size(1) % INT8_WIDTH == 0:
+            return Int8Linear(weight, bias)
+        is_packed = model.device.type == "cpu" and dtype != torch.float16 and has_packed_product()
+        return (PackedLinear if is_packed else CastLinear)(weight, bias, dtype)
+
+    return PreparedTransformer(model, linear, is_exact=dtype == torch.float32).eval()
 
 
 def has_packed_product() -> bool:

@@ -203,7 +203,6 @@ def keep_first(logits: Tensor, p: float, *, preference: Tensor) -> Tensor:
         values, ids = first_by(preference, num_tokens)
         mass = probabilities.gather(-1, ids)
         is_in = mass.cumsum(-1) - mass < p
-        is_in[:, 0] = True
         # Equal tokens beyond those found have no say if the last one found is clearly out.
         lowest_in = values.masked_fill(~is_in, math.inf).amin(-1)
         if (lowest_in > values[:, -1]).all():
