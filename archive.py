@@ -11,9 +11,12 @@ import re
 import struct
 import zipfile
 import zlib
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import BinaryIO
 
 BLOCK_BYTES = 1 << 20
+NUM_THREADS = min(4, os.cpu_count() or 1)  # zlib works without Python's lock
 PICKLE_NAME = "data.pkl"
 ENTRY_NAME = re.compile(
     r"([\w.-]+)/(data\.pkl|version|byteorder|\.format_version|\.storage_alignment"
@@ -55,16 +58,18 @@ def check(file: BinaryIO, *, only_pickle: bool = False) -> None:
         raise ArchiveError("an entry twice, or more than one archive")
     if PICKLE_NAME not in {name[2] for name in names}:
         raise ArchiveError(f"no {PICKLE_NAME}")
+    starts = [data_start(file, entry) for entry in entries]
     ends = [entry.header_offset for entry in entries[1:]] + [directory_start]
-    for entry, name, end in zip(entries, names, ends, strict=True):
-        start = data_start(file, entry)
+    for entry, start, end in zip(entries, starts, ends, strict=True):
         if start + entry.file_size > end:
             raise ArchiveError(f"entry {entry.filename} overlaps the next")
-        is_pickle = name[2] == PICKLE_NAME
-        if is_pickle or not only_pickle:
-            check_crc(file, entry, start)
-        if is_pickle:
-            check_pickle(os.pread(file.fileno(), entry.file_size, start))
+    pickle_number = [name[2] for name in names].index(PICKLE_NAME)
+    pickle_entry, pickle_start = entries[pickle_number], starts[pickle_number]
+    check_crc(file, pickle_entry, pickle_start)
+    check_pickle(os.pread(file.fileno(), pickle_entry.file_size, pickle_start))
+    if not only_pickle:
+        with ThreadPoolExecutor(NUM_THREADS) as pool:
+            list(pool.map(partial(check_crc, file), entries, starts))
 
 
 def read_directory(file: BinaryIO) -> tuple[list[zipfile.ZipInfo], int]:

@@ -55,6 +55,8 @@ def fork(life: Callable[[], Any]) -> int:
     try:
         life()
         code = 0
+    except SystemExit as error:
+        code = error.code
     except BaseException as error:
         print(f"life ended: {error!r}", flush=True)
     finally:

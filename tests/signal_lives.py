@@ -1,0 +1,124 @@
+"""Sends signals to real trainings, at chosen places and at random times, and resumes them.
+
+Prints one line of JSON: how each life ended, and whether the run it belongs to ended as the one
+that met no signal.
+"""
+
+import json
+import os
+import random
+import signal
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from kill_loop import LOG_NAME, fork, log_batches, one_life
+from tiny_run import fingerprint, prepare, train_quickly, without_plots
+
+import checkpoint
+import data
+import generate
+import run as run_module
+import train
+from runtime import run_command
+from tokenizer import GPT2Tokenizer
+
+PLACES: dict[str, tuple[Any, str]] = {
+    "tokenizing": (data, "write_ids"),
+    "first step": (run_module.Run, "update"),
+    "evaluation": (run_module, "mean_loss"),
+    "sampling": (generate.TextGenerator, "generate"),
+    "saving": (run_module.Run, "save"),
+    "final save": (train, "save_final_model"),
+    "strategies": (train, "compare_strategies"),
+}
+
+
+def with_signals(place: str, numbers: list[int]) -> Callable[[], None]:
+    """A life that sends itself the signals when it first comes to the place."""
+
+    def life() -> None:
+        module, name = PLACES[place]
+        original, pending = getattr(module, name), list(numbers)
+
+        def signalling(*arguments: Any, **options: Any) -> Any:
+            while pending:
+                os.kill(os.getpid(), pending.pop(0))
+            return original(*arguments, **options)
+
+        setattr(module, name, signalling)
+        without_plots()
+        run_command(train_quickly)
+
+    return life
+
+
+def resumable() -> None:
+    without_plots()
+    is_resumed = any(Path().glob("model_checkpoint_step_*.pt"))
+    run_command(lambda: train_quickly(resume=is_resumed))
+
+
+def end_of(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def is_repeated() -> bool:
+    """Whether any update was made twice, which a signal must not cost."""
+    steps = [line.split()[0] for line in Path(LOG_NAME).read_text().splitlines()]
+    return len(set(steps)) < len(steps)
+
+
+def report(code: int, expected: str) -> dict[str, Any]:
+    """How the life ended, and what became of the run that it belonged to."""
+    output = Path("output.log").read_text()
+    is_fresh = not any(Path().glob("model_checkpoint_step_*.pt"))
+    if not Path(checkpoint.FINAL_NAME).exists():
+        assert one_life(None, plots=False)
+    is_same = fingerprint(Path(checkpoint.FINAL_NAME)) == expected
+    return {
+        "code": code,
+        "traceback": "Traceback" in output,
+        "repeated": is_repeated() and not is_fresh,
+        "same": is_same,
+        "empty": any(path.stat().st_size == 0 for path in Path().glob("*.pt")),
+        "last_line": output.strip().splitlines()[-1],
+    }
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    GPT2Tokenizer()
+    log_batches()
+    home, chance = Path(tempfile.mkdtemp()), random.Random(0)
+    for name in ("first imports", "reference"):
+        prepare(home / name)
+        start = time.monotonic()
+        assert one_life(None, plots=False)
+        seconds = time.monotonic() - start
+    expected = fingerprint(Path(checkpoint.FINAL_NAME))
+    ends = {}
+    for place in PLACES:
+        for name, numbers in {
+            "SIGINT": [signal.SIGINT],
+            "SIGTERM": [signal.SIGTERM],
+            "SIGHUP": [signal.SIGHUP],
+            "SIGINT twice": [signal.SIGINT, signal.SIGINT],
+        }.items():
+            prepare(home / f"{place} {name}")
+            code = end_of(fork(with_signals(place, numbers)))
+            ends[f"{name} in {place}"] = report(code, expected)
+    for number in range(25):
+        prepare(home / f"random {number}")
+        child = fork(resumable)
+        time.sleep(chance.uniform(0.05, 1.2) * seconds)
+        os.kill(child, chance.choice([signal.SIGINT, signal.SIGTERM, signal.SIGHUP]))
+        ends[f"random {number}"] = report(end_of(child), expected)
+    print(json.dumps(ends))
+
+
+if __name__ == "__main__":
+    main()
