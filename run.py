@@ -116,7 +116,8 @@ class Run:
         inputs, targets = self.batches[self.step]
         loss = self.accumulate_gradients(self.rows(inputs), self.rows(targets))
         self.scaler.unscale_(self.optimizer)
-        norm = clip_grad_norm_(self.model.parameters(), self.config["max_grad_norm"]).item()
+        norm = clip_grad_norm_(self.model.parameters(), self.config["max_grad_norm"])
+        loss, norm = torch.stack([loss, norm]).tolist()  # the only wait for a GPU in a step
         if not math.isfinite(loss) or not (math.isfinite(norm) or self.can_scale_down()):
             text = self.tokenizer.decode(inputs[0].tolist())[:60]
             raise NonFiniteError(
@@ -144,7 +145,7 @@ class Run:
         """Whether a gradient that overflowed may be one of float16 that was scaled too far up."""
         return self.scaler.is_enabled() and self.scaler.get_scale() >= 1
 
-    def accumulate_gradients(self, inputs: Tensor, targets: Tensor) -> float:
+    def accumulate_gradients(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Mean loss of the whole batch; its gradient is summed up micro-batch by micro-batch."""
         micro_size = self.config["batch_size"]
         total = torch.zeros((), device=inputs.device)
@@ -153,7 +154,7 @@ class Run:
                 loss = self.objective(x, y, num_tokens=targets.numel())
             self.scaler.scale(loss).backward()
             total += loss.detach()
-        return total.item()
+        return total
 
     def is_evaluation_due(self) -> bool:
         is_regular = self.step % self.config["eval_freq"] == 0

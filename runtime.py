@@ -20,6 +20,7 @@ from tqdm import tqdm
 EXIT_DISK = 6
 EXIT_MEMORY = 8
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
+CPU_TOPOLOGY = Path("/sys/devices/system/cpu")
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 STOP_SIGNALS = {
     signal.SIGINT: "Ctrl-C",
@@ -61,7 +62,9 @@ class StopSignals:
         self._is_held = False
 
     def __enter__(self) -> "StopSignals":
-        self._previous = {number: signal.signal(number, self._receive) for number in STOP_SIGNALS}
+        is_under_nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        numbers = STOP_SIGNALS.keys() - ({signal.SIGHUP} if is_under_nohup else set())
+        self._previous = {number: signal.signal(number, self._receive) for number in numbers}
         return self
 
     def __exit__(
@@ -227,8 +230,7 @@ def tune_process() -> None:
 def num_cores() -> int:
     """Physical cores that this process may use, or what a container allows it if that is less."""
     cpus = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count()))(0)
-    topologies = [Path(f"/sys/devices/system/cpu/cpu{cpu}/topology") for cpu in cpus]
-    siblings = [path / "thread_siblings_list" for path in topologies]
+    siblings = [CPU_TOPOLOGY / f"cpu{cpu}/topology/thread_siblings_list" for cpu in cpus]
     num_physical = len({path.read_text() if path.exists() else path for path in siblings})
     if not CPU_QUOTA.exists():
         return num_physical

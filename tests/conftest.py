@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 
 import train
 from tokenizer import END_OF_TEXT, GPT2Tokenizer
@@ -31,6 +33,17 @@ TINY = {
     "device": "cpu",
     "precision": "float32",  # the same numbers on every processor
 }
+
+
+def pytest_configure() -> None:
+    """Makes this process and those it starts the same wherever the tests run.
+
+    One thread, for the tests run two at a time; and signals that a shell's `&` or `nohup` ignores.
+    """
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 class TrainedRun(NamedTuple):

@@ -32,7 +32,7 @@ def test_a_bad_loss_or_gradient_is_never_applied(place, monkeypatch, bad, part):
             return loss
         seen.update(run=run, before=run.model.positional_encoding.pe.clone())
         run.model.positional_encoding.pe.grad[0, 0] = bad
-        return bad if part == "loss" else loss
+        return torch.tensor(bad) if part == "loss" else loss
 
     monkeypatch.setattr(run_module.Run, "accumulate_gradients", spoilt)
     with pytest.raises(NonFiniteError, match=r"at step 7, learning rate .*, batch '") as caught:

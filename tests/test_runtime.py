@@ -239,3 +239,13 @@ def test_a_reader_that_left_is_no_error(tmp_path, script):
     os.close(write_end)
     assert (result.returncode, result.stderr) == (0, b"")
     assert (tmp_path / "work is done").exists() == (script == LOG_THEN_WORK)
+
+
+def test_nohup_keeps_its_promise(tmp_path, run_python):
+    code = (
+        "import os, signal; from runtime import StopSignals; "
+        "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "with StopSignals() as signals: os.kill(os.getpid(), signal.SIGHUP); signals.check()\n"
+        "print('went on')"
+    )
+    assert run_python("-c", code, folder=tmp_path).stdout == "went on\n"
