@@ -85,7 +85,11 @@ def kill_at(until: int, server: FileServer, arguments: list[str]) -> int:
     server.is_hanging.clear()
     server.script.append(hang_at(until))
     num_sent = server.num_sent
-    process = subprocess.Popen([sys.executable, "-c", FETCH, *arguments], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-c", FETCH, *arguments],
+        cwd=Path(fetch.__file__).parent,
+        stderr=subprocess.DEVNULL,
+    )
     assert server.is_hanging.wait(30)
     process.kill()
     process.wait()

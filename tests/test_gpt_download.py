@@ -190,7 +190,8 @@ def test_of_two_processes_at_once_one_fetches_and_the_other_waits(
 ) -> None:
     files = json.dumps(gpt_download.MODELS["124M"].files)
     command = [sys.executable, "-c", DOWNLOAD, server.url, str(tmp_path), files]
-    processes = [subprocess.Popen(command, stderr=subprocess.DEVNULL) for _ in range(2)]
+    home = Path(gpt_download.__file__).parent
+    processes = [subprocess.Popen(command, cwd=home, stderr=subprocess.DEVNULL) for _ in "12"]
     assert [process.wait(60) for process in processes] == [0, 0]
     assert len(server.requests) == 7
     assert served(tmp_path / "124M") == served(official[0])

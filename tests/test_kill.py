@@ -20,6 +20,7 @@ def report_of(script: str, *options: str) -> dict[str, int]:
     return json.loads(done.stdout)
 
 
+@pytest.mark.timeout(900)
 def test_300_kills_at_random_times_leave_the_same_bits():
     report = report_of("kill_loop.py", "--kills", "290")
     assert report["kills"] >= 290
