@@ -19,7 +19,8 @@ from runtime import DeviceError, choose_precision
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8")
 NUM_REPAIRED = 32  # logits of each row that are computed again in float32
-INT8_WIDTH = 16  # torch's int8 product reads so many numbers at a time, past the end of a row too
+STEPS = 127  # of an int8, on either side of 0
+SMALLEST = 1e-12  # what they stand for in a row of zeros
 Linear = Callable[[Tensor], Tensor]
 
 
@@ -49,21 +50,25 @@ class PackedLinear(CastLinear):
 
 
 class Int8Linear(nn.Module):
-    """Weights rounded to 8 bits with one scale a row; inputs and results in bfloat16."""
+    """Weights and inputs in whole numbers, one scale a row; their products are summed exactly."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
-        weight = weight.detach()
-        scales = weight.abs().amax(1).clamp(min=1e-12) / 127
-        self.weight = (weight / scales[:, None]).round().to(torch.int8)
-        self.scales = scales.bfloat16()
-        self.bias = None if bias is None else bias.detach().bfloat16()
+        whole, largest = rounded(weight.detach())
+        self.weight, self.scales = whole.T, largest[:, 0] / STEPS**2
+        self.bias = torch.zeros(()) if bias is None else bias.detach()
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.flatten(0, -2).bfloat16()
-        result = torch.ops.aten._weight_int8pack_mm(rows, self.weight, self.scales)
-        result = result.view(*x.shape[:-1], -1)
-        return result if self.bias is None else result + self.bias
+        whole, largest = rounded(x.view(-1, x.size(-1)))
+        products = torch._int_mm(whole, self.weight).float()
+        result = torch.addcmul(self.bias, products, largest * self.scales)
+        return result.view(*x.shape[:-1], -1)
+
+
+def rounded(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Whole numbers from -127 to 127 (N, C), and what 127 stands for in each row (N, 1)."""
+    largest = rows.abs().amax(-1, keepdim=True).clamp_(min=SMALLEST)
+    return torch.addcdiv(torch.zeros(()), rows, largest, value=STEPS).round_().char(), largest
 
 
 class PreparedTransformer(Transformer):
@@ -115,7 +120,7 @@ def prepared(model: Transformer, precision: str = "auto") -> PreparedTransformer
     dtype, _ = choose_precision(model.device, wanted)
 
     def linear(weight: Tensor, bias: Tensor | None) -> Linear:
-        if precision == "int8" and weight.size(1) % INT8_WIDTH == 0:
+        if precision == "int8" and weight.size(1) > 1:  # torch multiplies one column wrongly
             return Int8Linear(weight, bias)
         is_packed = model.device.type == "cpu" and dtype != torch.float16 and has_packed_product()
         return (PackedLinear if is_packed else CastLinear)(weight, bias, dtype)

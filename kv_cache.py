@@ -26,18 +26,19 @@ class KeyValueCache:
     def capacity(self) -> int:
         return self.memory.size(4)
 
-    def extend(self, num_tokens: int) -> Tensor:
-        """Positions (B, T) of the next tokens of each row; `attend` then expects these tokens."""
+    def extend(self, num_tokens: int) -> Tensor | slice:
+        """Positions of the next tokens, (B, T) or the same for all; `attend` then expects them."""
         starts, device = self.lengths, self.memory.device
         self.lengths = [start + num_tokens for start in starts]
         self._start, self._end = min(starts), max(self.lengths)
         self._is_even = min(starts) == max(starts)
+        self._mask = None
+        if self._is_even and (num_tokens == 1 or self._start == 0):
+            return slice(self._start, self._end)
         steps = torch.arange(num_tokens, device=device)
         self._positions = torch.tensor(starts, device=device)[:, None] + steps
-        self._mask = None
-        if not self._is_even or (num_tokens > 1 and self._start > 0):
-            slots = torch.arange(self._end, device=device)
-            self._mask = slots <= self._positions[:, None, :, None]  # (B, 1, T, S)
+        slots = torch.arange(self._end, device=device)
+        self._mask = slots <= self._positions[:, None, :, None]  # (B, 1, T, S)
         return self._positions
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ import torch
 
 from checkpoint import build_model
 from decoding import Context, continue_rows
-from inference import prepared
+from inference import Int8Linear, prepared
 from sampling import Sampling
 
 V, T = 11, 7
@@ -144,7 +144,7 @@ def test_float32_prepared_for_generation_gives_the_same_logits(model):
         )
 
 
-@pytest.mark.parametrize("width", [12, 32])  # int8 products need a multiple of 16
+@pytest.mark.parametrize("width", [2, 13 * 2, 32])
 @pytest.mark.parametrize("precision", ["bfloat16", "int8"])
 def test_narrow_weights_stay_near(precision, width):
     torch.manual_seed(0)
@@ -156,6 +156,32 @@ def test_narrow_weights_stay_near(precision, width):
     assert logits.dtype == torch.float32
     # 8 bits of mantissa, or 127 steps, through two layers
     assert (logits - exact).norm() / exact.norm() < 0.05
+
+
+@pytest.mark.parametrize("shape", [(1, 2), (3, 2, 5), (2, 3, 7), (5, 64), (17, 33)])
+@pytest.mark.parametrize("num_outputs", [1, 2, 16, 131])
+def test_int8_products_are_those_of_the_rounded_numbers(shape, num_outputs):
+    source = torch.Generator().manual_seed(0)
+    weight = torch.randn(num_outputs, shape[-1], generator=source)
+    x, bias = torch.randn(shape, generator=source), torch.randn(num_outputs, generator=source)
+    x.view(-1, shape[-1])[0] = 0  # a row that has no scale of its own
+
+    def naive(rows: torch.Tensor) -> torch.Tensor:
+        scales = rows.double().abs().amax(-1, keepdim=True).clamp(min=1e-12) / 127
+        return (rows / scales).round() * scales
+
+    result = Int8Linear(weight, bias)(x)
+    expected = naive(x) @ naive(weight).T + bias
+    # a number in the middle of two steps may be rounded either way: one step of 127
+    torch.testing.assert_close(result.double(), expected, rtol=0, atol=0.05)
+    for row, one in zip(result.flatten(0, -2), x.flatten(0, -2), strict=True):
+        assert torch.equal(Int8Linear(weight, bias)(one[None])[0], row)
+
+
+def test_int8_text_of_a_row_does_not_depend_on_the_others(model):
+    narrow = prepared(model, "int8")
+    together = tokens_of(narrow, PROMPTS, 2 * T)
+    assert together == [tokens_of(narrow, [prompt], 2 * T)[0] for prompt in PROMPTS]
 
 
 def test_preparing_leaves_the_model_as_it_was(model):
