@@ -6,26 +6,22 @@ result is a Markdown table.
 
 import argparse
 import importlib.util
-import os
-import platform
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
 from torch.nn import functional as F
 
 import contestants as who
-from bench_generate import speeds_table
+from bench_generate import CASES, CONTEXT, Case, writers
 from contestants import Task
-from duel import Contestant, Result, Step, table, take_turns
+from duel import Contestant, Result, Step, device_line, table, take_turns
 from runtime import Machine, run_command
 from settings import AT_LEAST_1, RULES, ConfigError, Parser, head_problems, shown
 
-CPU_INFO = Path("/proc/cpuinfo")
 OURS = ("ours, full vocabulary", "ours, unused tokens share a row")
 FLOOR = "matrix products alone"
 PEAK_SIZE = 8192  # rows and columns of the product that shows the peak of a GPU
@@ -81,7 +77,7 @@ def train(wanted: Wanted) -> str:
     header += ["peak memory", "GFLOP/s", "of products alone"]
     rows = [
         [
-            *speed_cells(result),
+            *result.speed_cells(),
             ", ".join(f"{mine.tokens_per_second / result.tokens_per_second:.2f}" for mine in ours),
             f"{result.memory_bytes / 1e9:.2f} GB",
             f"{result.flops_per_second / 1e9:,.0f}",
@@ -193,51 +189,53 @@ def scaling(wanted: Wanted) -> str:
         )
         for result in run([contestant], wanted):
             memory, rate = result.memory_bytes / 1e9, result.flops_per_second / 1e9
-            rows.append([*speed_cells(result), f"{memory:.2f} GB", f"{rate:,.0f}"])
+            rows.append([*result.speed_cells(), f"{memory:.2f} GB", f"{rate:,.0f}"])
     return table(["", "tokens/s", "middle half", "peak memory", "GFLOP/s"], rows)
+
+
+def generate(wanted: Wanted) -> str:
+    """Tokens a second, 128 new ones a prompt: ours and every engine that is installed."""
+    task = replace(wanted.task, seq_len=CONTEXT)
+    speeds: dict[str, dict[Case, str]] = {}
+    for case in CASES:
+        for result in run(list(writers(task, case, wanted.options.device)), wanted, num_warm_ups=1):
+            speeds.setdefault(result.contestant.name, {})[case] = result.speed_cells()[1]
+    rows = [[name, *(cells.get(case, "-") for case in CASES)] for name, cells in speeds.items()]
+    return table(["tokens/s", *map(str, CASES)], rows)
 
 
 # ---------------------------------------------------------------- tables
 
 
-def run(contestants: Sequence[Contestant], wanted: Wanted) -> list[Result]:
+def run(
+    contestants: Sequence[Contestant], wanted: Wanted, *, num_warm_ups: int = 2
+) -> list[Result]:
     """Results of those that could run; the others are named in a line."""
-    results = take_turns(contestants, wanted.options.steps)
+    results = take_turns(contestants, wanted.options.steps, num_warm_ups)
     for result in results:
         if result.failure:
             print(f"left out: {result.contestant.name}: {result.failure}")
     return [result for result in results if not result.failure]
 
 
-def speed_cells(result: Result) -> list[str]:
-    """Name, median and middle half of the tokens per second."""
-    slow, fast = (result.contestant.num_tokens / s for s in reversed(result.middle_half()))
-    return [result.contestant.name, f"{result.tokens_per_second:,.0f}", f"{slow:,.0f}-{fast:,.0f}"]
+class Part(NamedTuple):
+    """What can be measured; the shape and the measured steps if the command line names none."""
+
+    measure: Callable[[Wanted], str]
+    shape: str
+    steps: int
 
 
-def device_line(machine: Machine) -> str:
-    """The hardware and software that the numbers belong to."""
-    lines = CPU_INFO.read_text().splitlines() if CPU_INFO.exists() else []
-    models = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
-    processor = models[0] if models else platform.processor()
-    return f"{processor}, {os.cpu_count()} processors; {machine}; torch {torch.__version__}"
-
-
-def generate(wanted: Wanted) -> str:
-    """Text of GPT-2 small's shape, 128 new tokens: ours and every engine that is installed."""
-    return speeds_table(rounds=wanted.options.steps)
-
-
-COMMANDS = {  # and how many steps each measures
-    "train": (train, 12),
-    "loss": (loss, 12),
-    "scaling": (scaling, 4),
-    "generate": (generate, 3),
+PARTS = {
+    "train": Part(train, "default", 12),
+    "loss": Part(loss, "default", 12),
+    "scaling": Part(scaling, "default", 4),
+    "generate": Part(generate, "gpt2-small", 3),
 }
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parts = [f"{name}: {command.__doc__}" for name, (command, _) in COMMANDS.items()]
+    parts = [f"{name}: {part.measure.__doc__}" for name, part in PARTS.items()]
     parser = Parser(
         prog="bench.py",
         description="\n".join([__doc__, *parts]),
@@ -245,15 +243,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("part", choices=COMMANDS, help="what is measured")
-    add(
-        "--steps",
-        type=int,
-        help="measured steps of each contestant (default: 12, scaling 4, generate 3)",
-    )
+    add("part", choices=PARTS, help="what is measured")
+    steps = ", ".join(f"{name} {part.steps}" for name, part in PARTS.items())
+    add("--steps", type=int, help=f"measured steps of each contestant (default: {steps})")
     add("--compiled", action="store_true", help="train: torch.compile'd rows as well")
     add("--nanogpt", type=Path, metavar="DIR", help="train: this checkout of nanoGPT takes part")
-    add("--shape", choices=SHAPES, default="default", help="model and batch to start from")
+    shapes = ", ".join(f"{name} {part.shape}" for name, part in PARTS.items())
+    add("--shape", choices=SHAPES, help=f"model and batch to start from (default: {shapes})")
     for size in fields(Task):
         kind, shape_has = type(size.default), [getattr(task, size.name) for task in SHAPES.values()]
         values = " or ".join(dict.fromkeys(map(str, shape_has)))
@@ -285,15 +281,15 @@ def check(options: argparse.Namespace, task: Task) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(sys.argv[1:] if arguments is None else arguments)
-    command, num_steps = COMMANDS[options.part]
-    options.steps = num_steps if options.steps is None else options.steps
+    part = PARTS[options.part]
+    options.steps = part.steps if options.steps is None else options.steps
     given = {size.name: getattr(options, size.name) for size in fields(Task)}
     given = {name: value for name, value in given.items() if value is not None}
-    task = replace(SHAPES[options.shape], **given)
+    task = replace(SHAPES[options.shape or part.shape], **given)
     check(options, task)
     wanted = Wanted(task, Machine.choose(options.device, options.precision), options)
     print(f"{task}\n{device_line(wanted.machine)}")
-    print(f"\n{command(wanted)}")
+    print(f"\n{part.measure(wanted)}")
 
 
 if __name__ == "__main__":

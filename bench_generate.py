@@ -1,37 +1,28 @@
-"""How fast text is generated: ours beside transformers and, where installed, CTranslate2.
+"""How fast text is written: ours beside transformers, CTranslate2 and llama.cpp where installed.
 
-All engines get the same random weights of one shape, the same prompts and no end of text, and
-continue them greedily. A row of the table is the median of a few rounds; engines take turns, so
-that a busy machine slows them all.
+All engines get the same random weights of one shape and the same prompts, and continue them
+greedily with no end of text. One that takes a single prompt at a time gets them one by one.
 """
 
-import gc
-import tempfile
-import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
-from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
 
-from checkpoint import build_model
+from contestants import Task, our_model
 from decoding import continue_rows
-from duel import table
+from duel import Contestant, Step
+from gguf_file import FILE_TYPES, SIZES, write_gguf
 from inference import prepared
 from model import Transformer
+from runtime import Machine, tune_process
 from sampling import Sampling
 
-GPT2_SMALL = {
-    "seq_len": 1024,
-    "embedding_dim": 768,
-    "num_layers": 12,
-    "num_heads": 12,
-    "dropout": 0.0,
-    "ffn_hidden_dim": 3072,
-}
-VOCAB_SIZE = 50257
 LINEAR_NAMES = {  # ours -> transformers'; norms are named alike below
     "attention.qkv": "attn.c_attn",
     "attention.projection": "attn.c_proj",
@@ -39,7 +30,9 @@ LINEAR_NAMES = {  # ours -> transformers'; norms are named alike below
     "feed_forward.contract": "mlp.c_proj",
 }
 NORM_NAMES = {"attention_norm": "ln_1", "feed_forward_norm": "ln_2"}
+CONTEXT = 1024
 Continue = Callable[[list[list[int]], int], list[list[int]]]  # prompts, new tokens -> their ids
+Start = Callable[[Transformer], Continue]  # from the float32 weights, on their device
 
 
 class Case(NamedTuple):
@@ -49,20 +42,52 @@ class Case(NamedTuple):
     prompt_tokens: int
     new_tokens: int = 128
 
+    def __str__(self) -> str:
+        return f"batch {self.batch_size}, prompt {self.prompt_tokens}"
+
+    def prompts(self, vocab_size: int) -> list[list[int]]:
+        """Random tokens, the same for all; the last of the vocabulary is left out."""
+        source = torch.Generator().manual_seed(0)
+        shape = (self.batch_size, self.prompt_tokens)
+        return torch.randint(vocab_size - 1, shape, generator=source).tolist()
+
 
 CASES = (Case(1, 16), Case(8, 16), Case(1, 512), Case(8, 512))
 
 
-def random_prompts(case: Case) -> list[list[int]]:
-    source = torch.Generator().manual_seed(0)
-    shape = (case.batch_size, case.prompt_tokens)
-    return torch.randint(VOCAB_SIZE - 1, shape, generator=source).tolist()
+def writers(task: Task, case: Case, device: str) -> Iterator[Contestant]:
+    """A contestant for every engine that is installed; a step writes the text of the case once."""
+    for name, (package, start) in ENGINES.items():
+        if find_spec(package):
+            num_tokens = case.batch_size * case.new_tokens
+            build = partial(writing_step, task, case, start)
+            yield Contestant(name, build, num_tokens=num_tokens, device=device)
 
 
-def ours(model: Transformer) -> Continue:
-    """Greedy text of our model."""
+def writing_step(task: Task, case: Case, start: Start, machine: Machine) -> Step:
+    torch.manual_seed(task.seed)
+    model = our_model(task, task.vocab_size).to(machine.device).eval()
+    write = start(model)
+    prompts = case.prompts(task.vocab_size)
 
-    def run(prompts: list[list[int]], num_tokens: int) -> list[list[int]]:
+    def step(number: int) -> None:
+        texts = write(prompts, case.new_tokens)
+        lengths = [len(text) for text in texts]
+        if lengths != [case.new_tokens] * case.batch_size:
+            raise RuntimeError(f"wrote {lengths} tokens in place of {case.new_tokens} each")
+
+    return step
+
+
+# ---------------------------------------------------------------- who writes
+
+
+def ours(model: Transformer, *, precision: str) -> Continue:
+    """What generate.py runs."""
+    tune_process()
+    model = prepared(model, precision)
+
+    def write(prompts: list[list[int]], num_tokens: int) -> list[list[int]]:
         steps = continue_rows(
             model,
             prompts,
@@ -74,12 +99,27 @@ def ours(model: Transformer) -> Continue:
         tokens = [list(step.values()) for step in steps]
         return [list(row) for row in zip(*tokens, strict=True)]
 
-    return run
+    return write
+
+
+def transformers(model: Transformer, *, precision: str) -> Continue:
+    """transformers' own `generate`."""
+    theirs = as_transformers(model).to(model.device, getattr(torch, precision))
+
+    @torch.no_grad()
+    def write(prompts: list[list[int]], num_tokens: int) -> list[list[int]]:
+        ids = torch.tensor(prompts, device=model.device)
+        settings = {"max_new_tokens": num_tokens, "min_new_tokens": num_tokens, "do_sample": False}
+        mask = torch.ones_like(ids)
+        result = theirs.generate(ids, attention_mask=mask, pad_token_id=0, **settings)
+        return result[:, ids.size(1) :].tolist()
+
+    return write
 
 
 @torch.no_grad()
 def as_transformers(model: Transformer) -> Any:
-    """transformers' GPT-2 with our weights."""
+    """transformers' GPT-2 with our weights, on the CPU."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     V, C = model.input_embedding.embedding.weight.shape
@@ -90,6 +130,8 @@ def as_transformers(model: Transformer) -> Any:
         n_layer=len(model.blocks),
         n_head=model.blocks[0].attention.num_heads,
         n_inner=model.blocks[0].feed_forward.expand.weight.size(0),
+        bos_token_id=V - 1,
+        eos_token_id=V - 1,
     )
     theirs = GPT2LMHeadModel(config).eval()
     body = theirs.transformer
@@ -106,37 +148,27 @@ def as_transformers(model: Transformer) -> Any:
     return theirs
 
 
-def transformers_engine(model: Any) -> Continue:
-    """Greedy text by transformers' own `generate`."""
-
-    @torch.no_grad()
-    def run(prompts: list[list[int]], num_tokens: int) -> list[list[int]]:
-        ids = torch.tensor(prompts)
-        settings = {"max_new_tokens": num_tokens, "min_new_tokens": num_tokens, "do_sample": False}
-        mask = torch.ones_like(ids)
-        result = model.generate(ids, attention_mask=mask, pad_token_id=0, **settings)
-        return result[:, ids.size(1) :].tolist()
-
-    return run
-
-
-def ctranslate2_engine(theirs: Any, compute_type: str, folder: Path) -> Continue:
-    """Greedy text by CTranslate2 from transformers' model, converted into the folder."""
+def ctranslate2(model: Transformer, *, compute_type: str) -> Continue:
+    """CTranslate2's Generator, converted from transformers' model."""
     import ctranslate2
     from ctranslate2.converters.transformers import GPT2Loader
 
-    if not (folder / "model.bin").exists():
-        spec = GPT2Loader().get_model_spec(theirs)
-        spec.register_vocabulary([str(i) for i in range(theirs.config.vocab_size)])
-        spec.config.bos_token = spec.config.eos_token = spec.config.unk_token = "50256"
-        spec.validate()
-        spec.optimize(quantization=None)
-        spec.save(str(folder))
-    engine = ctranslate2.Generator(
-        str(folder), compute_type=compute_type, intra_threads=torch.get_num_threads()
-    )
+    spec = GPT2Loader().get_model_spec(as_transformers(model))
+    V = model.input_embedding.embedding.num_embeddings
+    spec.register_vocabulary([str(token) for token in range(V)])
+    spec.config.bos_token = spec.config.eos_token = spec.config.unk_token = str(V - 1)
+    spec.validate()
+    spec.optimize(quantization=None)
+    with TemporaryDirectory() as folder:
+        spec.save(folder)
+        engine = ctranslate2.Generator(
+            folder,
+            device=model.device.type,
+            compute_type=compute_type,
+            intra_threads=torch.get_num_threads(),
+        )
 
-    def run(prompts: list[list[int]], num_tokens: int) -> list[list[int]]:
+    def write(prompts: list[list[int]], num_tokens: int) -> list[list[int]]:
         results = engine.generate_batch(
             [[str(token) for token in prompt] for prompt in prompts],
             min_length=num_tokens,
@@ -146,50 +178,53 @@ def ctranslate2_engine(theirs: Any, compute_type: str, folder: Path) -> Continue
         )
         return [[int(token) for token in result.sequences[0]] for result in results]
 
-    return run
+    return write
 
 
-def engines(model: Transformer, folder: Path) -> Iterator[tuple[str, Continue]]:
-    """Every engine that is installed, by name and type."""
-    for precision in ("float32", "bfloat16", "int8"):
-        yield f"ours {precision}", ours(prepared(model, precision))
-    if find_spec("transformers"):
-        theirs = as_transformers(model)
-        yield "transformers float32", transformers_engine(theirs)
-        if find_spec("ctranslate2"):
-            yield "CTranslate2 float32", ctranslate2_engine(theirs, "float32", folder)
-            yield "CTranslate2 int8", ctranslate2_engine(theirs, "int8", folder)
-        narrow = as_transformers(model).to(torch.bfloat16)
-        yield "transformers bfloat16", transformers_engine(narrow)
+def llama_cpp(model: Transformer, *, type_name: str) -> Continue:
+    """llama.cpp by llama-cpp-python, which takes one prompt at a time."""
+    import llama_cpp
+
+    num_heads = model.blocks[0].attention.num_heads
+    layer = model.blocks[0].feed_forward.expand
+    sizes = (model.seq_len, layer.in_features, len(model.blocks), num_heads, layer.out_features)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "model.gguf"
+        write_gguf(path, model.cpu(), dict(zip(SIZES.values(), sizes, strict=True)), type_name)
+        engine = llama_cpp.Llama(
+            str(path),
+            n_ctx=model.seq_len,
+            n_threads=torch.get_num_threads(),
+            n_threads_batch=torch.get_num_threads(),
+            verbose=False,
+        )
+
+    def write(prompts: list[list[int]], num_tokens: int) -> list[list[int]]:
+        texts = []
+        for prompt in prompts:
+            engine.reset()
+            tokens = engine.generate(prompt, temp=0, repeat_penalty=1.0)
+            texts.append(list(islice(tokens, num_tokens)))
+        return texts
+
+    return write
 
 
-def generation_speeds(
-    model: Transformer, cases: tuple[Case, ...] = CASES, *, rounds: int = 3
-) -> dict[str, list[float]]:
-    """Tokens a second of each engine in each case, prompt included in the time."""
-    with tempfile.TemporaryDirectory() as folder:
-        found = dict(engines(model, Path(folder)))
-    speeds: dict[str, list[float]] = {name: [] for name in found}
-    for case in cases:
-        prompts = random_prompts(case)
-        seconds: dict[str, list[float]] = {name: [] for name in found}
-        for _ in range(rounds):
-            for name, run in found.items():
-                gc.collect()
-                start = time.perf_counter()
-                run(prompts, case.new_tokens)
-                seconds[name].append(time.perf_counter() - start)
-        num_tokens = case.batch_size * case.new_tokens
-        for name in found:
-            speeds[name].append(num_tokens / median(seconds[name]))
-    return speeds
-
-
-def speeds_table(*, rounds: int) -> str:
-    """A Markdown table of tokens a second for a model of GPT-2 small's shape."""
-    torch.manual_seed(0)
-    model = build_model(GPT2_SMALL, VOCAB_SIZE).eval()
-    columns = [f"batch {case.batch_size}, prompt {case.prompt_tokens}" for case in CASES]
-    speeds = generation_speeds(model, rounds=rounds)
-    rows = [[name, *(f"{speed:,.1f}" for speed in row)] for name, row in speeds.items()]
-    return table(["tokens/s", *columns], rows)
+ENGINES: dict[str, tuple[str, Start]] = {  # by name: the package it needs, and how it starts
+    **{
+        f"ours {name}": ("torch", partial(ours, precision=name))
+        for name in ("float32", "bfloat16", "int8")
+    },
+    **{
+        f"transformers {name}": ("transformers", partial(transformers, precision=name))
+        for name in ("float32", "bfloat16")
+    },
+    **{
+        f"CTranslate2 {name}": ("ctranslate2", partial(ctranslate2, compute_type=name))
+        for name in ("float32", "int8")
+    },
+    **{
+        f"llama.cpp {name}": ("llama_cpp", partial(llama_cpp, type_name=name))
+        for name in FILE_TYPES
+    },
+}

@@ -6,12 +6,15 @@ peak memory of one are no other's.
 
 import io
 import multiprocessing
+import os
+import platform
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,7 +22,7 @@ from tqdm import tqdm
 
 from runtime import Machine, describe
 
-NUM_WARM_UPS = 2  # turns that are not counted: the first ones compile and allocate
+CPU_INFO = Path("/proc/cpuinfo")
 Step = Callable[[int], None]  # makes step number i
 
 
@@ -30,7 +33,7 @@ class Contestant:
     name: str
     build: Callable[[Machine], Step]
     num_tokens: int  # in a step
-    flops: float  # of a step's matrix products
+    flops: float = 0.0  # of a step's matrix products
     device: str = "auto"
     precision: str = "auto"
 
@@ -61,21 +64,31 @@ class Result:
         low, high = np.quantile(self.seconds, [0.25, 0.75])
         return float(low), float(high)
 
+    def speed_cells(self) -> list[str]:
+        """Name, median and middle half of the tokens per second."""
+        slow, fast = (self.contestant.num_tokens / s for s in reversed(self.middle_half()))
+        return [self.contestant.name, f"{self.tokens_per_second:,.0f}", f"{slow:,.0f}-{fast:,.0f}"]
 
-def take_turns(contestants: Sequence[Contestant], num_steps: int) -> list[Result]:
-    """`num_steps` measured steps of every contestant; in each turn all of them make one."""
+
+def take_turns(
+    contestants: Sequence[Contestant], num_steps: int, num_warm_ups: int
+) -> list[Result]:
+    """`num_steps` measured steps of every contestant; in each turn all of them make one.
+
+    The first turns, in which programs compile and allocate, are not counted.
+    """
     results = [Result(contestant) for contestant in contestants]
-    num_turns = NUM_WARM_UPS + num_steps
+    num_turns = num_warm_ups + num_steps
     with ExitStack() as stack, tqdm(total=num_turns, leave=False, disable=None) as bar:
         connections = [stack.enter_context(started(contestant)) for contestant in contestants]
         for turn in range(num_turns):
             for result, connection in zip(results, connections, strict=True):
-                take_turn(result, connection, turn)
+                take_turn(result, connection, turn, is_counted=turn >= num_warm_ups)
             bar.update()
     return results
 
 
-def take_turn(result: Result, connection: Connection, turn: int) -> None:
+def take_turn(result: Result, connection: Connection, turn: int, *, is_counted: bool) -> None:
     """Has step number `turn` made, and adds what it took to the result; a failed one is out."""
     if result.failure:
         return
@@ -88,7 +101,7 @@ def take_turn(result: Result, connection: Connection, turn: int) -> None:
         result.failure = answer
         return
     seconds, result.memory_bytes = answer
-    if turn >= NUM_WARM_UPS:
+    if is_counted:
         result.seconds.append(seconds)
 
 
@@ -127,6 +140,14 @@ def timed(step: Step, number: int, machine: Machine) -> tuple[float, int]:
     if machine.device.type != "cpu":
         torch.accelerator.synchronize()
     return time.perf_counter() - start, machine.memory_in_use()
+
+
+def device_line(machine: Machine) -> str:
+    """The hardware and software that the numbers belong to."""
+    lines = CPU_INFO.read_text().splitlines() if CPU_INFO.exists() else []
+    models = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    processor = models[0] if models else platform.processor()
+    return f"{processor}, {os.cpu_count()} processors; {machine}; torch {torch.__version__}"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

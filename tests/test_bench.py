@@ -1,7 +1,9 @@
 """The benchmark: contestants take turns in their own processes; tables say what was measured."""
 
+import importlib.util
 import os
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -10,10 +12,11 @@ import torch
 from torch import nn
 
 import bench
+import bench_generate
 import contestants
 import loss
 from contestants import Task
-from duel import NUM_WARM_UPS, Contestant, Result, take_turns
+from duel import Contestant, Result, take_turns
 from runtime import Machine
 from settings import ConfigError
 from vocabulary import Vocabulary
@@ -73,6 +76,10 @@ def rows_of(text: str) -> list[list[str]]:
     return [header, *rows]
 
 
+def has(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
 def number(cell: str) -> float:
     return float(cell.removesuffix("GB").removesuffix("%").replace(",", ""))
 
@@ -86,7 +93,7 @@ def test_train_compares_ours_with_every_peer_and_the_floor(tmp_path, run_python)
     assert result.returncode == 0, result.stderr
     _, *rows = rows_of(result.stdout)
     names = [row[0] for row in rows]
-    has_transformers = contestants.importlib.util.find_spec("transformers") is not None
+    has_transformers = has("transformers")
     assert names == [
         *bench.OURS,
         "plain loop, our model, float32",
@@ -127,6 +134,31 @@ def test_scaling_has_a_row_for_every_change(monkeypatch, capsys):
     assert all(number(row[1]) > 0 for row in rows)
 
 
+def test_generate_has_a_row_for_every_installed_engine(monkeypatch, capsys):
+    case = bench_generate.Case(batch_size=2, prompt_tokens=3, new_tokens=4)
+    monkeypatch.setattr(bench, "CASES", (case,))
+    bench.main(["generate", *TINY, "--vocab-size=50257"])
+    header, *rows = rows_of(capsys.readouterr().out)
+    assert header == ["tokens/s", "batch 2, prompt 3"]
+    packages = {name: package for name, (package, _) in bench_generate.ENGINES.items()}
+    assert [row[0] for row in rows] == [
+        name for name, package in packages.items() if package == "torch" or has(package)
+    ]
+    assert all(number(row[1]) > 0 for row in rows)
+
+
+@pytest.mark.parametrize("name", ["transformers float32", "CTranslate2 float32", "llama.cpp f32"])
+def test_engines_write_the_same_text(name):
+    package, start = bench_generate.ENGINES[name]
+    if not has(package):
+        pytest.skip(f"{package} is not installed")
+    torch.manual_seed(0)
+    model = contestants.our_model(replace(TASK, seq_len=64, embedding_dim=32), 50257).eval()
+    prompts = bench_generate.Case(batch_size=3, prompt_tokens=5).prompts(50257)
+    expected = bench_generate.ours(model, precision="float32")(prompts, 12)
+    assert start(model)(prompts, 12) == expected
+
+
 def test_a_peer_that_is_not_installed_is_a_row_less(monkeypatch, capsys):
     monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: None)
     options = bench.parse(["train", "--compiled"])
@@ -161,9 +193,7 @@ def test_help_names_every_part(capsys):
         bench.parse(["--help"])
     text = capsys.readouterr().out
     assert exit_.value.code == 0
-    assert all(
-        f"{name}: {command.__doc__}" in text for name, (command, _) in bench.COMMANDS.items()
-    )
+    assert all(f"{name}: {part.measure.__doc__}" in text for name, part in bench.PARTS.items())
 
 
 def test_a_table_reads_well_as_it_is():
@@ -201,8 +231,8 @@ def test_contestants_take_turns_and_the_broken_ones_are_left_out(tmp_path):
     path = tmp_path / "turns"
     players = [contestant(partial(writer, path=path, name=name), name) for name in "ab"]
     players[1:1] = [contestant(broken), contestant(dying)]
-    first, second, third, fourth = take_turns(players, num_steps=3)
-    turns = range(NUM_WARM_UPS + 3)
+    first, second, third, fourth = take_turns(players, num_steps=3, num_warm_ups=2)
+    turns = range(2 + 3)
     assert path.read_text().split() == [f"{name}{turn}" for turn in turns for name in "ab"]
     assert (second.failure, third.failure) == ("no such thing", "its process was killed")
     for result in (first, fourth):

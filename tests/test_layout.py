@@ -55,7 +55,7 @@ IMPORTS = {
     "tokenizer weights",
     "duel": "runtime",
     "contestants": "duel loss model optim runtime vocabulary",
-    "bench_generate": "checkpoint decoding duel inference model sampling",
+    "bench_generate": "contestants decoding duel gguf_file inference model runtime sampling",
     "bench": "bench_generate contestants duel runtime settings",
 }
 SCRIPTS = {"train", "bench", "export"}  # commands that nothing imports
