@@ -3,7 +3,8 @@
 import base64
 import codecs
 import hashlib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,8 @@ TABLE_PATH = Path(__file__).parent / "assets" / "r50k_base.tiktoken"
 TABLE_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
 END_OF_TEXT = "<|endoftext|>"
 END_OF_TEXT_ID = 50256
+MANY_SPACES = 900_000  # at a million before a word, the pattern's engine gives up
+SPACE, OTHER = r"[^\S\x1c-\x1f]", r"[\S\x1c-\x1f]"  # as that engine sees them
 
 
 class VocabularyError(ValueError):
@@ -37,11 +40,30 @@ class GPT2Tokenizer:
         self, text: str, allowed_special: AbstractSet[str] | Literal["all"] = frozenset()
     ) -> list[int]:
         """Ids of the text; special tokens count as plain text unless named in `allowed_special`."""
-        return self.encoding.encode(text, allowed_special=allowed_special, disallowed_special=())
+        pieces = [text] if len(text) < MANY_SPACES else cut_long_spaces(text, bool(allowed_special))
+        ids: list[int] = []
+        for piece in pieces:
+            ids += self.encoding.encode(
+                piece, allowed_special=allowed_special, disallowed_special=()
+            )
+        return ids
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the ids; bytes that are not UTF-8 become U+FFFD."""
         return self.encoding.decode(list(ids))
+
+
+def cut_long_spaces(text: str, has_special: bool) -> Iterator[str]:
+    """Pieces whose tokens are the text's: the last of many spaces belongs to what follows them.
+
+    Nothing does if that is a special token.
+    """
+    follower = f"(?!{re.escape(END_OF_TEXT)})" * has_special + OTHER
+    start = 0
+    for spaces in re.finditer(f"(?<!{SPACE}){SPACE}{{{MANY_SPACES},}}(?={follower})", text):
+        yield text[start : spaces.end() - 1]
+        start = spaces.end() - 1
+    yield text[start:]
 
 
 class StreamDecoder:

@@ -13,6 +13,7 @@ import pytest
 import regex
 import tiktoken
 
+import tokenizer as tokenizer_module
 from tokenizer import (
     END_OF_TEXT,
     END_OF_TEXT_ID,
@@ -146,6 +147,25 @@ def test_allowed_special_is_the_second_argument_and_empty_by_default(tokenizer):
     parameters = inspect.signature(tokenizer.encode).parameters
     assert list(parameters) == ["text", "allowed_special"]
     assert not parameters["allowed_special"].default
+
+
+@pytest.mark.parametrize("allowed", [frozenset(), {END_OF_TEXT}, "all"])
+@pytest.mark.parametrize("seed", range(20))
+def test_texts_cut_at_long_spaces_have_the_ids_of_the_whole(tokenizer, monkeypatch, seed, allowed):
+    monkeypatch.setattr(tokenizer_module, "MANY_SPACES", 3)
+    signs = [" ", "\n", "\t", "\x1c", "\u3000", "\xa0", "a", "1", "!", "'s", END_OF_TEXT]
+    chance = random.Random(seed)
+    text = "".join(sign * chance.choice([1, 2, 7]) for sign in chance.choices(signs, k=300))
+    assert tokenizer.encode(text, allowed_special=allowed) == tokenizer.encoding.encode(
+        text, allowed_special=allowed, disallowed_special=()
+    )
+
+
+@pytest.mark.parametrize("end", ["a", "", " b", END_OF_TEXT, "\x1cc"])
+def test_a_million_spaces_are_tokens_and_come_back(tokenizer, end):
+    text = "start" + 1_000_001 * " " + end
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.decode(tokenizer.encode(text, allowed_special="all")) == text
 
 
 @pytest.mark.parametrize("collect", [list, tuple, iter, np.array, lambda ids: np.uint16(ids)])
