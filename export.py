@@ -8,21 +8,19 @@ What is written is read back and compared with the model: the receipt. Nothing i
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import checkpoint
-from files import check_writable, sync_folder
+from files import check_writable, sweep_parts, whole_folder
 from generate import TextGenerator
 from gguf_file import FILE_TYPES, read_gguf, write_gguf
 from merges import vocabulary_and_merges
@@ -35,7 +33,11 @@ from weights import SAME, load_weights_into_gpt, name_rows, read_safetensors
 
 RECEIPT_TOKENS = 50
 PACKAGES = {"hf": "safetensors", "gguf": "gguf"}
-PRIVATE_KEYS = ("output_dir", "resume")  # paths of this machine, not for a published card
+PRIVATE_KEYS = (
+    "output_dir",
+    "resume",
+    "weights_path",
+)  # paths of this machine
 END_IDS = {"bos_token_id": END_OF_TEXT_ID, "eos_token_id": END_OF_TEXT_ID}
 CARD = """---
 library_name: transformers
@@ -122,21 +124,13 @@ def prompt_of(config: dict[str, Any]) -> str:
 def export_huggingface(folder: Path, state: dict[str, Any], model: Transformer) -> Receipt:
     """Writes the folder, which gets its name when all of it is compared and on the disk."""
     config = state["config"]
-    with TemporaryDirectory(prefix=".export-", dir=folder.parent) as scratch:
-        part = Path(scratch) / "part"
-        part.mkdir()
+    with whole_folder(folder) as part:
         write_safetensors(part / "model.safetensors", model)
         for name, text in small_files(config).items():
             (part / name).write_text(text, encoding="utf-8")
         receipt = compare(model, prompt_of(config), *read_huggingface(part, config))
         card = model_card(folder.name, state, model, receipt)
         (part / "README.md").write_text(card, encoding="utf-8")
-        for path in part.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        sync_folder(part)
-        part.replace(folder)
-    sync_folder(folder.parent)
     return receipt
 
 
@@ -280,6 +274,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if find_spec(package) is None:
         raise ExportError(f"a package is missing ({package}): pip install {package}")
     check_target(path, is_folder=options.to == "hf")
+    sweep_parts(path.parent)
     with StopSignals():
         state, model = load_exportable(options.checkpoint)
         if options.to == "hf":

@@ -4,6 +4,7 @@ import fcntl
 import io
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -49,7 +50,7 @@ def write_durably(
     file back, while the disk is busy with the sync, and raises if it is not right.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part_path = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part_path = part_path_of(path)
     raw = _CandidFile(part_path, "wb")
     try:
         with io.BufferedWriter(raw) as file:
@@ -67,6 +68,28 @@ def write_durably(
             raise OSError(cause.errno, cause.strerror, str(path)) from error
         raise
     sync_folder(path.parent)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill, which gets the name `path` when all that is in it is on the disk."""
+    part_path = part_path_of(path)
+    part_path.mkdir()
+    try:
+        yield part_path
+        for file_path in part_path.iterdir():
+            with file_path.open("rb") as file:
+                os.fsync(file.fileno())
+        sync_folder(part_path)
+        os.replace(part_path, path)
+    finally:
+        shutil.rmtree(part_path, ignore_errors=True)
+    sync_folder(path.parent)
+
+
+def part_path_of(path: Path) -> Path:
+    """Where this process prepares what will be at `path`; `sweep_parts` knows the name."""
+    return path.with_name(f".{path.name}.{os.getpid()}.part")
 
 
 class _CandidFile(io.FileIO):
@@ -92,11 +115,14 @@ def sync_folder(folder: Path) -> None:
 
 
 def sweep_parts(folder: Path) -> list[Path]:
-    """The temporary files in `folder` whose process is gone; they are deleted."""
+    """The temporary files and folders in `folder` whose process is gone; they are deleted."""
     found = [(path, PART_NAME.fullmatch(path.name)) for path in folder.iterdir()]
     stale = [path for path, match in found if match and not _is_running(int(match[1]))]
     for path in stale:
-        path.unlink(missing_ok=True)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
     return stale
 
 

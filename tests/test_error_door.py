@@ -1,13 +1,17 @@
 """The command as a user meets it: one line, a documented code, a traceback only on request."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from tiny_run import CONFIG, prepare
+from tiny_run import CONFIG, prepare, train_quickly
 
+import checkpoint
+import folder
+import run as run_module
 from files import FolderInUseError, only_writer
 
 REPOSITORY = Path(__file__).parent.parent
@@ -69,3 +73,77 @@ def test_a_second_writer_is_named_and_a_dead_ones_lock_is_free(tmp_path):
         process.kill()
     with only_writer(tmp_path):
         pass
+
+
+def test_no_home_and_no_temporary_folder_are_needed(tmp_path):
+    prepare(tmp_path)
+    nowhere = "/proc/nowhere"  # not even root can make it
+    environment = {key: value for key, value in os.environ.items() if key != "HOME"}
+    for name in ("TMPDIR", "TMP", "TEMP", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
+        environment[name] = nowhere
+    for home in ({}, {"HOME": nowhere}):
+        line = [sys.executable, str(REPOSITORY / "train.py"), *OPTIONS, "--num_epochs=1"]
+        trained = subprocess.run(
+            line, env=environment | home, capture_output=True, text=True, check=False
+        )
+        assert trained.returncode == 0, trained.stderr
+        assert (tmp_path / "training_losses.png").exists()
+        line = [sys.executable, str(REPOSITORY / "generate.py"), "--max-new-tokens=3"]
+        written = subprocess.run(
+            line, env=environment | home, capture_output=True, text=True, check=False
+        )
+        assert written.returncode == 0, written.stderr
+
+
+@pytest.mark.parametrize(
+    ("script", "options", "code", "line"),
+    [
+        ("train.py", ["--warmup_steps=999999"], 2, "warmup_steps=999999"),
+        ("train.py", ["--embedding_dim=10", "--num_heads=4"], 2, "embedding_dim=10"),
+        ("bench.py", ["train", "--steps=0"], 2, "steps=0"),
+        ("bench.py", ["train", "--device=cuda:99"], 2, "device=cuda:99"),
+        ("export.py", ["--to=gguf", "new.gguf"], 4, "final_trained_model.pt"),
+        ("export.py", ["--to=gguf", "none/new.gguf"], 6, "none"),
+        ("generate.py", ["--prompt=a"], 4, "python train.py"),
+    ],
+)
+def test_every_command_has_its_code_and_one_line(tmp_path, script, options, code, line):
+    prepare(tmp_path)
+    done = command(*(OPTIONS if script == "train.py" else []), *options, script=script)
+    assert done.returncode == code, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert line in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_an_output_folder_that_is_deleted_in_the_run_is_made_again(tmp_path, monkeypatch):
+    prepare(tmp_path / "text")
+    output = tmp_path / "output"
+    output.mkdir()
+    update = run_module.Run.update
+
+    def delete_and_update(run):
+        if run.step == 4:
+            shutil.rmtree(output)
+        update(run)
+
+    monkeypatch.setattr(run_module.Run, "update", delete_and_update)
+    assert train_quickly(output_dir=str(output)) == output / "final_trained_model.pt"
+    assert checkpoint.load(output / "final_trained_model.pt")["step"] > 4
+
+
+@pytest.mark.parametrize("times", ["equal", "backwards"])
+def test_the_newest_checkpoint_is_that_of_the_last_step_whatever_the_clock_says(
+    tmp_path, monkeypatch, times
+):
+    prepare(tmp_path)
+    monkeypatch.setattr(run_module.Run, "plot", lambda run: None)
+    train_quickly(num_epochs=1)
+    paths = sorted(tmp_path.glob("model_checkpoint_step_*.pt"), key=lambda path: len(path.name))
+    steps = [checkpoint.load(path)["step"] for path in paths]
+    assert len(paths) == CONFIG["keep_checkpoints"]
+    for age, step in enumerate(sorted(steps)):
+        stamp = 10**9 - 1000 * age * (times == "backwards")
+        os.utime(checkpoint.step_path(tmp_path, step), (stamp, stamp))
+    path, state, _ = folder.newest_intact(tmp_path)
+    assert (path, state["step"]) == (checkpoint.step_path(tmp_path, max(steps)), max(steps))

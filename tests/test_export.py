@@ -4,6 +4,8 @@ import contextlib
 import hashlib
 import io
 import re
+import signal
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +26,7 @@ from model import Transformer
 from tokenizer import END_OF_TEXT, END_OF_TEXT_ID
 from weights import load_weights_into_gpt, read_safetensors
 
+ROOT = Path(export.__file__).parent
 EVEN = {"seq_len": 64, "embedding_dim": 64, "num_layers": 2, "num_heads": 4, "ffn_hidden_dim": 96}
 ODD = {"seq_len": 57, "embedding_dim": 15, "num_layers": 3, "num_heads": 5, "ffn_hidden_dim": 7}
 NUM_TOKENS = END_OF_TEXT_ID + 1
@@ -251,3 +254,21 @@ def test_a_failed_export_leaves_nothing(exported, monkeypatch, tmp_path, form):
     with pytest.raises(OSError, match="No space left"):
         run_export("--to", form, tmp_path / "new", "--checkpoint", exported.file)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("form", ["hf", "gguf"])
+def test_what_a_killed_export_has_left_is_swept(exported, tmp_path, form):
+    target = tmp_path / "new"
+    killer = (
+        "import os, signal, sys, export, gguf\n"
+        "def die(*_): os.kill(os.getpid(), signal.SIGKILL)\n"
+        "export.model_card = gguf.GGUFWriter.write_tensors_to_file = die\n"
+        "export.main(sys.argv[1:])"
+    )
+    options = ["--to", form, str(target), "--checkpoint", str(exported.file)]
+    killed = subprocess.run([sys.executable, "-c", killer, *options], cwd=ROOT, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert not target.exists()
+    assert len(list(tmp_path.iterdir())) == 1
+    run_export(*options)
+    assert list(tmp_path.iterdir()) == [target]

@@ -98,7 +98,10 @@ def test_only_the_temporary_files_of_dead_processes_are_swept(tmp_path):
     kept = [f".model.pt.{os.getpid()}.part", "model.part", ".model.pt.part", "model.pt"]
     for name in (stale.name, *kept):
         (tmp_path / name).touch()
-    assert sweep_parts(tmp_path) == [stale]
+    stale_folder = tmp_path / f".exported.{dead.pid}.part"
+    stale_folder.mkdir()
+    (stale_folder / "a file").touch()
+    assert sorted(sweep_parts(tmp_path)) == [stale_folder, stale]
     assert names_in(tmp_path) == sorted(kept)
     assert sweep_parts(tmp_path) == []
 
