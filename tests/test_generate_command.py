@@ -91,6 +91,26 @@ def test_a_prompt_file_is_a_prompt(command, tmp_path):
     assert text.startswith("Schnee 雪 ÿ\ufffd")
 
 
+@pytest.mark.parametrize(
+    ("start", "count", "end"),
+    [
+        ("word ", 200_000, ""),
+        (" ", 1_000_001, "end"),
+        ("a", 10**6, ""),
+        ("\U0001f600", 250_000, ""),
+    ],
+)
+def test_a_prompt_of_a_megabyte_is_read_to_its_end_with_a_notice(
+    command, generator, tmp_path, start, count, end
+):
+    path, text = tmp_path / "prompt.txt", start * count + end
+    path.write_text(text, encoding="utf-8")
+    code, _, notes = command(f"--prompt-file={path}", "--temperature=0", "--json", *PLAIN)
+    num_tokens = len(generator.tokenizer.encode(text))
+    assert code == 0
+    assert f"the prompt has {num_tokens} tokens, the model reads the last 32" in notes
+
+
 def test_a_missing_prompt_file_is_one_line(command, tmp_path):
     code, text, line = command(f"--prompt-file={tmp_path / 'none.txt'}", *PLAIN)
     assert (code, text) == (6, "")

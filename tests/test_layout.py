@@ -60,7 +60,7 @@ IMPORTS = {
 }
 SCRIPTS = {"train", "bench", "export"}  # commands that nothing imports
 UNWANTED = {"utils", "config", "trainer", "helpers", "common"}  # names that say nothing
-HEAVY = {"tensorflow", "matplotlib", "tensorboard", "transformers"}  # slow to import, seldom needed
+HEAVY = {"tensorflow", "matplotlib", "transformers", "gguf", "safetensors"}  # slow, seldom needed
 MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 40
 MAX_NESTING = 3
