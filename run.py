@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import folder
 import room
 import settings
 from corpus import read_corpus
+from data import Batches
 from generate import TextGenerator
 from loss import NextTokenLoss
 from metrics import Evaluation, History, Progress, bits_per_byte, mean_loss, plot_history
@@ -25,10 +27,19 @@ from model import model_size
 from optim import build_optimizer, learning_rate_at, set_learning_rate
 from runtime import Machine, NonFiniteError, describe, log, seed_step, tune_process
 from tokenizer import TABLE_SHA256, GPT2Tokenizer
+from vocabulary import Vocabulary
 from writing import printable
 
 PLOT_NAME = "training_losses.png"
 SAMPLING = {"temperature": 0.8, "top_k": 50, "seed": 0}  # samples differ by the model alone
+
+
+def placed_batch(
+    batches: Batches, vocabulary: Vocabulary, machine: Machine, step: int
+) -> tuple[Tensor, Tensor]:
+    """Inputs and targets of a step as rows of the model's embedding table, on its device."""
+    inputs, targets = map(vocabulary.compact, batches[step])
+    return machine.place(inputs), machine.place(targets)
 
 
 class Run:
@@ -60,7 +71,10 @@ class Run:
         self.objective = self.machine.compiled(objective, config["compile"])
         self.optimizer = build_optimizer(self.model, weight_decay=config["weight_decay"])
         self.scaler = self.machine.gradient_scaler()
-        self.val_ids = self.rows(self.corpus.val_ids)
+        self.val_ids = self.machine.place(self.vocabulary.compact(self.corpus.val_ids))
+        self.placed_batch = lru_cache(maxsize=2)(  # this step's and the next one's
+            partial(placed_batch, self.batches, self.vocabulary, self.machine)
+        )
 
         self.id = uuid.uuid4().hex
         self.step = 0
@@ -96,10 +110,6 @@ class Run:
             f"of {self.batches.batch_size} windows of {self.config['seq_len']} tokens"
         )
 
-    def rows(self, ids: Tensor) -> Tensor:
-        """Token ids as rows of the model's embedding table, on its device."""
-        return self.machine.place(self.vocabulary.compact(ids))
-
     def learning_rate(self, step: int) -> float:
         names = ("learning_rate", "warmup_steps", "lr_schedule", "lr_min_ratio")
         return learning_rate_at(step, self.num_steps, **{name: self.config[name] for name in names})
@@ -113,13 +123,14 @@ class Run:
         seed_step(self.config["seed"], self.step)
         rate = self.learning_rate(self.step)
         set_learning_rate(self.optimizer, rate)
-        inputs, targets = self.batches[self.step]
-        loss = self.accumulate_gradients(self.rows(inputs), self.rows(targets))
+        inputs, targets = self.placed_batch(self.step)
+        loss = self.accumulate_gradients(inputs, targets)
         self.scaler.unscale_(self.optimizer)
         norm = clip_grad_norm_(self.model.parameters(), self.config["max_grad_norm"])
+        self.placed_batch(self.step + 1)  # while a GPU still computes, so that it never waits
         loss, norm = torch.stack([loss, norm]).tolist()  # the only wait for a GPU in a step
         if not math.isfinite(loss) or not (math.isfinite(norm) or self.can_scale_down()):
-            text = self.tokenizer.decode(inputs[0].tolist())[:60]
+            text = self.tokenizer.decode(self.batches[self.step][0][0].tolist())[:60]
             raise NonFiniteError(
                 f"training diverged (loss {loss}, gradient norm {norm} at step {self.step}, "
                 f"learning rate {rate:.2g}, batch {text!r}): lower learning_rate"

@@ -44,8 +44,8 @@ IMPORTS = {
     "console": "checkpoint comparison inference model settings tokenizer writing",
     "generate": "beam checkpoint comparison console decoding inference model pretrained "
     "runtime sampling scoring tokenizer writing",
-    "run": "checkpoint corpus folder generate loss metrics model optim room runtime "
-    "settings tokenizer writing",
+    "run": "checkpoint corpus data folder generate loss metrics model optim room runtime "
+    "settings tokenizer vocabulary writing",
     "resume": "checkpoint folder metrics pretrained run runtime text tokenizer",
     "train": "checkpoint comparison files generate inference pretrained resume run runtime "
     "settings",

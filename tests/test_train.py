@@ -17,7 +17,7 @@ import train
 from corpus import read_corpus
 from files import OutputError
 from metrics import History
-from runtime import NonFiniteError
+from runtime import Machine, NonFiniteError
 from settings import ConfigError
 
 ROOT = Path(__file__).parent.parent
@@ -103,6 +103,26 @@ def test_the_same_seed_gives_the_same_run_to_the_last_bit(trained_in):
 
 
 # ---------------------------------------------------------------- equal by design
+
+
+def test_the_next_batch_is_placed_before_the_loss_is_waited_for(trained_in, monkeypatch):
+    events = []
+    place, tolist = Machine.place, Tensor.tolist
+
+    def noted_place(machine, tensor):
+        events.append("place")
+        return place(machine, tensor)
+
+    def noted_tolist(tensor):
+        events.extend(["wait"] * (tensor.numel() == 2 and tensor.is_floating_point()))
+        return tolist(tensor)
+
+    monkeypatch.setattr(Machine, "place", noted_place)
+    monkeypatch.setattr(Tensor, "tolist", noted_tolist)
+    num_steps = len(history_of(trained_in("run")).train_losses)
+    # the validation tokens; inputs and targets of two batches, a wait; of one batch, a wait; ...
+    first, rest = ["place"] * 5 + ["wait"], ["place", "place", "wait"] * (num_steps - 1)
+    assert events == first + rest
 
 
 def test_two_accumulated_batches_of_4_learn_as_one_of_8(trained_in):
