@@ -54,8 +54,9 @@ def train_quickly(**changes: Any) -> Path:
 
 
 def without_plots() -> None:
-    """Leaves the plot out from now on: most of a tiny run's time, and of no weight in it."""
+    """Leaves the plots out from now on: most of a tiny run's time, and of no weight in it."""
     run_module.Run.plot = lambda run: None
+    train.plot_comparison = lambda path, comparison: None
 
 
 def fingerprint(path: Path) -> str:
