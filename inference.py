@@ -1,9 +1,9 @@
 """A model prepared for generation: its weights in the type and the layout that are read fastest.
 
-One token at a time, the work is reading every weight once. oneDNN's own layout is read at the
-memory's full rate, a plain one is not; bfloat16 is half of float32, int8 a quarter. What a narrow
-type loses in the head, the largest matrix, is repaired: the best logits are computed again from
-the float32 embedding, so the choice between the likeliest tokens is made in float32.
+One token at a time, the work is reading every weight once: oneDNN's own layout is read faster than
+a plain one, and bfloat16 is half of float32, int8 a quarter. What a narrow type loses in the head,
+the largest matrix, is repaired: the best logits are computed again from the float32 embedding, so
+the choice between the likeliest tokens is made in float32.
 
 Shapes: B batch, T time, C channels, V vocabulary.
 """
@@ -59,7 +59,7 @@ class Int8Linear(nn.Module):
         self.bias = torch.zeros(()) if bias is None else bias.detach()
 
     def forward(self, x: Tensor) -> Tensor:
-        whole, largest = rounded(x.view(-1, x.size(-1)))
+        whole, largest = rounded(x.reshape(-1, x.size(-1)))
         products = torch._int_mm(whole, self.weight).float()
         result = torch.addcmul(self.bias, products, largest * self.scales)
         return result.view(*x.shape[:-1], -1)
