@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from runtime import Machine, describe
 
+REST_SECONDS = 0.2  # before a step, so that the threads of the one before have stopped waiting
 CPU_INFO = Path("/proc/cpuinfo")
 Step = Callable[[int], None]  # makes step number i
 
@@ -92,6 +93,7 @@ def take_turn(result: Result, connection: Connection, turn: int, *, is_counted: 
     """Has step number `turn` made, and adds what it took to the result; a failed one is out."""
     if result.failure:
         return
+    time.sleep(REST_SECONDS)
     try:
         connection.send(turn)
         answer = connection.recv()
