@@ -22,14 +22,8 @@ from inference import prepared
 from model import Transformer
 from runtime import Machine, tune_process
 from sampling import Sampling
+from weights import huggingface_weights
 
-LINEAR_NAMES = {  # ours -> transformers'; norms are named alike below
-    "attention.qkv": "attn.c_attn",
-    "attention.projection": "attn.c_proj",
-    "feed_forward.expand": "mlp.c_fc",
-    "feed_forward.contract": "mlp.c_proj",
-}
-NORM_NAMES = {"attention_norm": "ln_1", "feed_forward_norm": "ln_2"}
 CONTEXT = 1024
 Continue = Callable[[list[list[int]], int], list[list[int]]]  # prompts, new tokens -> their ids
 Start = Callable[[Transformer], Continue]  # from the float32 weights, on their device
@@ -111,13 +105,12 @@ def transformers(model: Transformer, *, precision: str) -> Continue:
         ids = torch.tensor(prompts, device=model.device)
         settings = {"max_new_tokens": num_tokens, "min_new_tokens": num_tokens, "do_sample": False}
         mask = torch.ones_like(ids)
-        result = theirs.generate(ids, attention_mask=mask, pad_token_id=0, **settings)
+        result = theirs.generate(ids, attention_mask=mask, **settings)
         return result[:, ids.size(1) :].tolist()
 
     return write
 
 
-@torch.no_grad()
 def as_transformers(model: Transformer) -> Any:
     """transformers' GPT-2 with our weights, on the CPU."""
     from transformers import GPT2Config, GPT2LMHeadModel
@@ -130,21 +123,10 @@ def as_transformers(model: Transformer) -> Any:
         n_layer=len(model.blocks),
         n_head=model.blocks[0].attention.num_heads,
         n_inner=model.blocks[0].feed_forward.expand.weight.size(0),
-        bos_token_id=V - 1,
-        eos_token_id=V - 1,
+        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), V - 1),
     )
     theirs = GPT2LMHeadModel(config).eval()
-    body = theirs.transformer
-    body.wte.weight.copy_(model.input_embedding.embedding.weight)
-    body.wpe.weight.copy_(model.positional_encoding.pe)
-    body.ln_f.load_state_dict(model.final_norm.state_dict())
-    for block, target in zip(model.blocks, body.h, strict=True):
-        for name, their_name in NORM_NAMES.items():
-            target.get_submodule(their_name).load_state_dict(block.get_submodule(name).state_dict())
-        for name, their_name in LINEAR_NAMES.items():
-            layer, their_layer = block.get_submodule(name), target.get_submodule(their_name)
-            their_layer.weight.copy_(layer.weight.T)
-            their_layer.bias.copy_(layer.bias)
+    theirs.transformer.load_state_dict(huggingface_weights(model))
     return theirs
 
 

@@ -29,15 +29,11 @@ from model import Transformer, model_size
 from runtime import StopSignals, run_command
 from settings import Parser
 from tokenizer import END_OF_TEXT, END_OF_TEXT_ID, GPT2Tokenizer
-from weights import SAME, load_weights_into_gpt, name_rows, read_safetensors
+from weights import SAME, huggingface_weights, load_weights_into_gpt, read_safetensors
 
 RECEIPT_TOKENS = 50
 PACKAGES = {"hf": "safetensors", "gguf": "gguf"}
-PRIVATE_KEYS = (
-    "output_dir",
-    "resume",
-    "weights_path",
-)  # paths of this machine
+PRIVATE_KEYS = ("output_dir", "resume", "weights_path")  # paths of this machine
 END_IDS = {"bos_token_id": END_OF_TEXT_ID, "eos_token_id": END_OF_TEXT_ID}
 CARD = """---
 library_name: transformers
@@ -137,13 +133,8 @@ def export_huggingface(folder: Path, state: dict[str, Any], model: Transformer) 
 def write_safetensors(path: Path, model: Transformer) -> None:
     from safetensors.torch import save_file
 
-    ours = model.state_dict()
-    tensors = {
-        f"transformer.{row.huggingface}": (
-            ours[row.ours].T.contiguous() if row.is_transposed else ours[row.ours]
-        )
-        for row in name_rows(len(model.blocks))
-    }
+    weights = huggingface_weights(model)
+    tensors = {f"transformer.{name}": weight for name, weight in weights.items()}
     save_file(tensors, path, metadata={"format": "pt"})
     path.chmod(0o644)  # the library's own temporary file lets nobody else read it
 

@@ -116,6 +116,12 @@ def gpt_params_from(model: nn.Module) -> dict[str, Any]:
     return _nested({name: np.array(weight.numpy(), order="C") for name, weight in weights})
 
 
+def huggingface_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The model's weights as transformers' GPT2Model names and lays them."""
+    rows, ours = name_rows(len(model.blocks)), model.state_dict()
+    return {row.huggingface: _turned(ours[row.ours], row).contiguous() for row in rows}
+
+
 def read_safetensors(path: str | Path) -> tuple[dict[str, int], dict[str, Any]]:
     """(settings, params) of a Hugging Face folder or of one .safetensors file.
 

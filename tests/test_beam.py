@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from beam import beam_search
+from bench_generate import as_transformers
 from checkpoint import build_model
 from decoding import continue_rows
 from inference import prepared
@@ -19,14 +20,6 @@ SIZES = {
     "ffn_hidden_dim": 32,
 }
 END = V - 1
-NAMES = {  # ours -> transformers'; linear weights lie transposed there
-    "attention_norm": "ln_1",
-    "attention.qkv": "attn.c_attn",
-    "attention.projection": "attn.c_proj",
-    "feed_forward_norm": "ln_2",
-    "feed_forward.expand": "mlp.c_fc",
-    "feed_forward.contract": "mlp.c_proj",
-}
 
 
 def rough_model(sizes: dict[str, int] = SIZES, vocab_size: int = V) -> torch.nn.Module:
@@ -36,38 +29,6 @@ def rough_model(sizes: dict[str, int] = SIZES, vocab_size: int = V) -> torch.nn.
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
     return model.eval()
-
-
-@torch.no_grad()
-def as_transformers(ours: torch.nn.Module, sizes: dict[str, int] = SIZES, vocab_size: int = V):
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    config = GPT2Config(
-        vocab_size=vocab_size,
-        n_positions=sizes["seq_len"],
-        n_embd=sizes["embedding_dim"],
-        n_layer=sizes["num_layers"],
-        n_head=sizes["num_heads"],
-        n_inner=sizes["ffn_hidden_dim"],
-        bos_token_id=vocab_size - 1,
-        eos_token_id=vocab_size - 1,
-        pad_token_id=vocab_size - 1,
-    )
-    theirs = GPT2LMHeadModel(config).eval()
-    body = theirs.transformer
-    body.wte.weight.copy_(ours.input_embedding.embedding.weight)
-    body.wpe.weight.copy_(ours.positional_encoding.pe)
-    parts = [(ours.final_norm, body.ln_f)]
-    for block, their_block in zip(ours.blocks, body.h, strict=True):
-        parts += [
-            (block.get_submodule(name), their_block.get_submodule(their_name))
-            for name, their_name in NAMES.items()
-        ]
-    for part, their_part in parts:
-        weight = part.weight.T if isinstance(part, torch.nn.Linear) else part.weight
-        their_part.weight.copy_(weight)
-        their_part.bias.copy_(part.bias)
-    return theirs
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +43,7 @@ def wandering_pair():
     sizes = {**SIZES, "seq_len": 128}
     ours = rough_model(sizes)
     torch.nn.init.normal_(ours.positional_encoding.pe, std=2.0)
-    return ours, as_transformers(ours, sizes)
+    return ours, as_transformers(ours)
 
 
 def some_prompts(count: int, length: int) -> torch.Tensor:

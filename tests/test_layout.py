@@ -55,7 +55,8 @@ IMPORTS = {
     "tokenizer weights",
     "duel": "runtime",
     "contestants": "duel loss model optim runtime vocabulary",
-    "bench_generate": "contestants decoding duel gguf_file inference model runtime sampling",
+    "bench_generate": "contestants decoding duel gguf_file inference model runtime sampling "
+    "weights",
     "bench": "bench_generate contestants duel runtime settings",
 }
 SCRIPTS = {"train", "bench", "export"}  # commands that nothing imports
