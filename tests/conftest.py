@@ -11,8 +11,12 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from tiny_run import prepare
 
+import generate
+import run as run_module
 import train
+from runtime import run_command
 from tokenizer import END_OF_TEXT, GPT2Tokenizer
 
 ROOT = Path(train.__file__).parent
@@ -136,3 +140,31 @@ def trained(
     result = run_python("-W", "error", ROOT / "train.py", *tiny_options, folder=folder)
     assert result.returncode == 0, result.stderr
     return TrainedRun(folder, result.stdout, result.stderr)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with a tiny run's text; its pictures, most of its time, are left out."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run_module.Run, "plot", lambda run: None)
+    monkeypatch.setattr(train, "plot_comparison", lambda path, comparison: None)
+    prepare(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def command(model_path: Path, capsys: pytest.CaptureFixture) -> Callable[..., tuple[int, str, str]]:
+    """Runs generate.py's `main` on the module's `model_path`, as its process would.
+
+    The result is (exit code, stdout, stderr).
+    """
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        code = 0
+        try:
+            run_command(lambda: generate.main([f"--checkpoint={model_path}", *arguments]))
+        except SystemExit as exit_:
+            code = exit_.code
+        return code, *capsys.readouterr()
+
+    return run

@@ -45,11 +45,8 @@ def test_a_save_that_meets_the_limit_at_any_offset_leaves_the_old_file(tmp_path,
 
 
 def test_a_full_disk_in_a_periodic_save_is_a_warning_and_the_next_save_works(
-    tmp_path, monkeypatch, capsys
+    place, monkeypatch, capsys
 ):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run_module.Run, "plot", lambda run: None)
-    prepare(tmp_path)
     save = folder.save
 
     def full_at_step_6(path, state):
@@ -60,21 +57,18 @@ def test_a_full_disk_in_a_periodic_save_is_a_warning_and_the_next_save_works(
     monkeypatch.setattr(folder, "save", full_at_step_6)
     train_quickly(keep_checkpoints=100)
     assert "no checkpoint of step 6: No space left on device" in capsys.readouterr().out
-    steps = {path.name for path in folder.of_run(tmp_path, folder.claimed_by(tmp_path))}
+    steps = {path.name for path in folder.of_run(place, folder.claimed_by(place))}
     assert "model_checkpoint_step_9.pt" in steps
     assert "model_checkpoint_step_6.pt" not in steps
 
 
-def test_a_full_disk_at_the_final_save_is_an_error(tmp_path, monkeypatch, limited):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run_module.Run, "plot", lambda run: None)
-    prepare(tmp_path)
+def test_a_full_disk_at_the_final_save_is_an_error(place, limited):
     limited(500_000)
     with pytest.raises(OSError, match="File too large") as caught:
         train_quickly(num_epochs=1)
     assert exit_code_of(caught.value) == 6
-    assert not list(tmp_path.glob("*.pt"))
-    assert not list(tmp_path.glob(".*.part"))
+    assert not list(place.glob("*.pt"))
+    assert not list(place.glob(".*.part"))
 
 
 def test_a_disk_that_is_too_small_is_refused_before_the_first_step(tmp_path, monkeypatch):
@@ -124,9 +118,8 @@ def test_a_read_only_output_folder_is_refused():
 
 
 def test_a_token_cache_that_cannot_be_written_beside_the_text_goes_to_the_output(
-    tmp_path, monkeypatch
+    place, monkeypatch
 ):
-    prepare(tmp_path / "text")
     build = data._build_cache_at
 
     def read_only(cache_path, *arguments):
@@ -135,10 +128,10 @@ def test_a_token_cache_that_cannot_be_written_beside_the_text_goes_to_the_output
         return build(cache_path, *arguments)
 
     monkeypatch.setattr(data, "_build_cache_at", read_only)
-    (tmp_path / "output").mkdir()
-    monkeypatch.setattr(run_module.Run, "plot", lambda run: None)
-    assert train_quickly(output_dir=str(tmp_path / "output"), num_epochs=1).exists()
-    assert list((tmp_path / "output" / ".tokens").glob("*.bin"))
+    output = place / "output"
+    output.mkdir()
+    assert train_quickly(output_dir=str(output), num_epochs=1).exists()
+    assert list((output / ".tokens").glob("*.bin"))
 
 
 def test_a_plot_that_cannot_be_written_is_a_warning(tmp_path, monkeypatch, capsys):

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_run import CONFIG, prepare, train_quickly
+from tiny_run import CONFIG, train_quickly
 
 import checkpoint
 import folder
@@ -39,15 +39,14 @@ def test_a_foreseen_error_is_one_line_and_its_traceback_comes_on_request(tmp_pat
 
 
 @pytest.mark.parametrize("streams", ["| head -n 1", ">&-", ">&- 2>&-", "2>&1 | head -n 1"])
-def test_training_without_a_reader_of_its_output_reaches_its_end(tmp_path, streams):
-    prepare(tmp_path)
+def test_training_without_a_reader_of_its_output_reaches_its_end(place, streams):
     line = f'"$0" "$@" {streams}'
     script = [sys.executable, str(REPOSITORY / "train.py"), *OPTIONS, "--num_epochs=1"]
     done = subprocess.run(
-        ["bash", "-c", line, *script], cwd=tmp_path, capture_output=True, text=True, check=False
+        ["bash", "-c", line, *script], cwd=place, capture_output=True, text=True, check=False
     )
     assert "Traceback" not in done.stdout + done.stderr
-    assert (tmp_path / "final_trained_model.pt").exists()
+    assert (place / "final_trained_model.pt").exists()
 
 
 def test_generate_refuses_a_damaged_checkpoint_with_one_line(tmp_path):
@@ -75,8 +74,7 @@ def test_a_second_writer_is_named_and_a_dead_ones_lock_is_free(tmp_path):
         pass
 
 
-def test_no_home_and_no_temporary_folder_are_needed(tmp_path):
-    prepare(tmp_path)
+def test_no_home_and_no_temporary_folder_are_needed(place):
     nowhere = "/proc/nowhere"  # not even root can make it
     environment = {key: value for key, value in os.environ.items() if key != "HOME"}
     for name in ("TMPDIR", "TMP", "TEMP", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
@@ -87,7 +85,7 @@ def test_no_home_and_no_temporary_folder_are_needed(tmp_path):
             line, env=environment | home, capture_output=True, text=True, check=False
         )
         assert trained.returncode == 0, trained.stderr
-        assert (tmp_path / "training_losses.png").exists()
+        assert (place / "training_losses.png").exists()
         line = [sys.executable, str(REPOSITORY / "generate.py"), "--max-new-tokens=3"]
         written = subprocess.run(
             line, env=environment | home, capture_output=True, text=True, check=False
@@ -107,8 +105,7 @@ def test_no_home_and_no_temporary_folder_are_needed(tmp_path):
         ("generate.py", ["--prompt=a"], 4, "python train.py"),
     ],
 )
-def test_every_command_has_its_code_and_one_line(tmp_path, script, options, code, line):
-    prepare(tmp_path)
+def test_every_command_has_its_code_and_one_line(place, script, options, code, line):
     done = command(*(OPTIONS if script == "train.py" else []), *options, script=script)
     assert done.returncode == code, done.stderr
     assert done.stderr.startswith("error: ")
@@ -116,9 +113,8 @@ def test_every_command_has_its_code_and_one_line(tmp_path, script, options, code
     assert done.stderr.count("\n") == 1
 
 
-def test_an_output_folder_that_is_deleted_in_the_run_is_made_again(tmp_path, monkeypatch):
-    prepare(tmp_path / "text")
-    output = tmp_path / "output"
+def test_an_output_folder_that_is_deleted_in_the_run_is_made_again(place, monkeypatch):
+    output = place / "output"
     output.mkdir()
     update = run_module.Run.update
 
@@ -133,17 +129,13 @@ def test_an_output_folder_that_is_deleted_in_the_run_is_made_again(tmp_path, mon
 
 
 @pytest.mark.parametrize("times", ["equal", "backwards"])
-def test_the_newest_checkpoint_is_that_of_the_last_step_whatever_the_clock_says(
-    tmp_path, monkeypatch, times
-):
-    prepare(tmp_path)
-    monkeypatch.setattr(run_module.Run, "plot", lambda run: None)
+def test_the_newest_checkpoint_is_that_of_the_last_step_whatever_the_clock_says(place, times):
     train_quickly(num_epochs=1)
-    paths = sorted(tmp_path.glob("model_checkpoint_step_*.pt"), key=lambda path: len(path.name))
+    paths = sorted(place.glob("model_checkpoint_step_*.pt"), key=lambda path: len(path.name))
     steps = [checkpoint.load(path)["step"] for path in paths]
     assert len(paths) == CONFIG["keep_checkpoints"]
     for age, step in enumerate(sorted(steps)):
         stamp = 10**9 - 1000 * age * (times == "backwards")
-        os.utime(checkpoint.step_path(tmp_path, step), (stamp, stamp))
-    path, state, _ = folder.newest_intact(tmp_path)
-    assert (path, state["step"]) == (checkpoint.step_path(tmp_path, max(steps)), max(steps))
+        os.utime(checkpoint.step_path(place, step), (stamp, stamp))
+    path, state, _ = folder.newest_intact(place)
+    assert (path, state["step"]) == (checkpoint.step_path(place, max(steps)), max(steps))

@@ -1,17 +1,14 @@
 """Text from a model: `TextGenerator` against a naive loop, and `python generate.py`."""
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 import checkpoint
-import generate
 from checkpoint import build_model
 from generate import STRATEGIES, TextGenerator, printable, side_by_side
-from runtime import run_command
 from tokenizer import END_OF_TEXT, END_OF_TEXT_ID
 
 ROOT = Path(__file__).parent.parent
@@ -181,21 +178,6 @@ def model_path(tmp_path_factory: pytest.TempPathFactory, generator: TextGenerato
     path = tmp_path_factory.mktemp("modèle 雪") / checkpoint.FINAL_NAME
     checkpoint.save(path, {"config": SIZES, "model_state_dict": generator.model.state_dict()})
     return path
-
-
-@pytest.fixture
-def command(model_path: Path, capsys: pytest.CaptureFixture) -> Callable[..., tuple[int, str, str]]:
-    """Runs generate.py's `main` as its process would: exit code, stdout, stderr."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        code = 0
-        try:
-            run_command(lambda: generate.main([f"--checkpoint={model_path}", *arguments]))
-        except SystemExit as exit_:
-            code = exit_.code
-        return code, *capsys.readouterr()
-
-    return run
 
 
 def test_the_command_continues_a_prompt_and_names_its_seed(command, generator):

@@ -18,7 +18,6 @@ import checkpoint
 import generate
 from checkpoint import build_model
 from generate import TextGenerator
-from runtime import run_command
 
 ROOT = Path(generate.__file__).parent
 SIZES = {
@@ -43,21 +42,6 @@ def model_path(tmp_path_factory, generator) -> Path:
     path = tmp_path_factory.mktemp("model") / checkpoint.FINAL_NAME
     checkpoint.save(path, {"config": SIZES, "model_state_dict": generator.model.state_dict()})
     return path
-
-
-@pytest.fixture
-def command(model_path, capsys):
-    """Runs `main` as its process would: exit code, stdout, stderr."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        code = 0
-        try:
-            run_command(lambda: generate.main([f"--checkpoint={model_path}", *arguments]))
-        except SystemExit as exit_:
-            code = exit_.code
-        return code, *capsys.readouterr()
-
-    return run
 
 
 def test_several_prompts_and_samples_are_the_texts_that_each_gives_alone(command, generator):

@@ -4,20 +4,14 @@ import math
 
 import pytest
 import torch
-from tiny_run import CONFIG, prepare, train_quickly
+from tiny_run import CONFIG, train_quickly
 
 import checkpoint
 import metrics
 import run as run_module
 from runtime import NonFiniteError, exit_code_of
 
-
-@pytest.fixture(autouse=True)
-def place(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run_module.Run, "plot", lambda run: None)
-    prepare(tmp_path)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("place")
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

@@ -17,13 +17,7 @@ from text import DataError
 HERE = Path()
 
 
-@pytest.fixture(autouse=True)
-def place(tmp_path, monkeypatch):
-    """A folder with a short text; plots are left out, they take most of a tiny run's time."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run_module.Run, "plot", lambda run: None)
-    prepare(tmp_path)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("place")
 
 
 def stop_before(monkeypatch, step: int) -> None:
