@@ -135,3 +135,22 @@ def test_compiled_learns_what_eager_learns(stories):
     losses = [validation_loss(300, dropout=0.0, compile=way) for way in ("off", "on")]
     assert losses[0] < 5.5
     assert losses[1] == pytest.approx(losses[0], abs=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-5), ("bfloat16", 2e-3)])
+def test_another_number_of_threads_changes_only_the_rounding(
+    stories, monkeypatch, precision, tolerance
+):
+    losses = {}
+    for num_threads in (1, 2):
+        monkeypatch.setattr(runtime, "num_cores", lambda: 2)
+        torch.set_num_threads(num_threads)
+        run = Run({**train.config, "device": "cpu", "precision": precision})
+        for _ in range(100):
+            run.update()
+        losses[num_threads] = run.history.train_losses
+    torch.set_num_threads(1)  # as conftest.py has it
+    assert losses[1] != losses[2]
+    assert losses[1] == pytest.approx(losses[2], abs=tolerance)
