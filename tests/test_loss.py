@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from loss import NextTokenLoss
+from loss import SAFE_LOGIT, NextTokenLoss
 from model import Transformer, build_transformer
 from vocabulary import Vocabulary
 
@@ -80,6 +80,29 @@ def test_logits_of_any_size_neither_overflow_nor_lose_the_target(scale):
     torch.testing.assert_close(ours[0], naive[0])
     for our, exact in zip(ours[1:], naive[1:], strict=True):
         assert (our - exact).norm() <= 1e-4 * exact.norm()  # float32, sums in another order
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("length", [SAFE_LOGIT - 1, SAFE_LOGIT + 1])
+def test_the_largest_logits_that_exp_takes_as_they_are_lose_nothing(length, dtype):
+    """Hidden states of length 1, rows along them or against them, near the bound."""
+    model = tiny_model()
+    direction = F.normalize(torch.randn(16), dim=0)
+    model.hidden_states = lambda tokens: hidden
+    for signs in (torch.ones(V), -torch.ones(V), torch.tensor([1.0] + [-1.0] * (V - 1))):
+        hidden = direction.expand(B, T, 16).clone().requires_grad_()
+        rows = model.input_embedding.embedding.weight
+        with torch.no_grad():
+            rows.copy_(length * signs[:, None] * direction)
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            ours = NextTokenLoss(model, chunk_size=4)(*batch())
+        naive = F.cross_entropy((hidden @ rows.T).flatten(0, 1), batch()[1].flatten())
+        precision = {torch.float32: 1e-5, torch.bfloat16: 2**-6}[dtype]
+        torch.testing.assert_close(ours, naive, rtol=0, atol=precision * length)
+        of_ours, of_naive = (torch.autograd.grad(loss, (hidden, rows)) for loss in (ours, naive))
+        for our, exact, factor in zip(of_ours, of_naive, (length, 1.0), strict=True):
+            atol = precision * factor / (B * T)
+            torch.testing.assert_close(our, exact, rtol=precision, atol=atol)
 
 
 def test_evaluation_is_the_training_value_bit_for_bit_and_needs_no_gradients():
