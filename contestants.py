@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from duel import Step
 from loss import NextTokenLoss
 from model import InputEmbeddings, Transformer, build_transformer
-from optim import BETAS, build_optimizer, set_learning_rate
+from optim import BETAS, build_optimizer, clip_gradients, set_learning_rate
 from runtime import Machine, tune_process
 from vocabulary import Vocabulary
 
@@ -95,8 +95,9 @@ def training_step(
     model: nn.Module,
     loss_of: LossOf,
     optimizer: torch.optim.Optimizer,
+    clip: Callable[..., Tensor] = nn.utils.clip_grad_norm_,
 ) -> Step:
-    """A full update, the same for all; model, loss and optimizer are each one's own."""
+    """A full update, the same for all; model, loss, optimizer and clipping are each one's own."""
     set_learning_rate(optimizer, LEARNING_RATE)
     scaler = machine.gradient_scaler()
 
@@ -106,7 +107,7 @@ def training_step(
             loss = loss_of(inputs, targets)
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
+        clip(model.parameters(), MAX_GRAD_NORM)
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
@@ -121,8 +122,9 @@ def ours(task: Task, machine: Machine, *, is_shared: bool, wants_compile: str) -
     vocabulary = task.vocabulary(is_shared=is_shared)
     model = our_model(task, vocabulary.size).to(machine.device)
     loss_of = NextTokenLoss(model, num_shared=vocabulary.num_shared)
+    loss_of = machine.compiled(loss_of, wants_compile)
     optimizer = build_optimizer(model, weight_decay=WEIGHT_DECAY)
-    return training_step(task, machine, model, machine.compiled(loss_of, wants_compile), optimizer)
+    return training_step(task, machine, model, loss_of, optimizer, clip=clip_gradients)
 
 
 def plain(task: Task, machine: Machine, *, is_compiled: bool) -> Step:

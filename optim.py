@@ -1,11 +1,12 @@
 """How weights are updated: parameter groups, AdamW, the learning rate of each step."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 BETAS = (0.9, 0.95)  # Brown et al. 2020 (GPT-3), appendix B
 DECAY_PART = 0.2  # the share of the steps in which the "decay" schedule falls
@@ -55,6 +56,18 @@ def learning_rate_at(
     progress = min(1.0, (step - warmup_steps) / max(1, num_steps - 1 - warmup_steps))
     remaining = SCHEDULES[lr_schedule](progress)
     return learning_rate * (lr_min_ratio + (1 - lr_min_ratio) * remaining)
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+    """Norm of all the gradients as it was; they are scaled down in place where it is larger.
+
+    As torch's clip_grad_norm_, which multiplies gradients that are small enough by 1.
+    """
+    parameters = list(parameters)
+    norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if not norm.is_cpu or norm > max_norm:  # elsewhere, asking would wait for the device
+        clip_grads_with_norm_(parameters, max_norm, norm)
+    return norm
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
 
 import checkpoint
 import folder
@@ -24,7 +23,7 @@ from generate import TextGenerator
 from loss import NextTokenLoss
 from metrics import Evaluation, History, Progress, bits_per_byte, mean_loss, plot_history
 from model import model_size
-from optim import build_optimizer, learning_rate_at, set_learning_rate
+from optim import build_optimizer, clip_gradients, learning_rate_at, set_learning_rate
 from runtime import Machine, NonFiniteError, describe, log, seed_step, tune_process
 from tokenizer import TABLE_SHA256, GPT2Tokenizer
 from vocabulary import Vocabulary
@@ -126,7 +125,7 @@ class Run:
         inputs, targets = self.placed_batch(self.step)
         loss = self.accumulate_gradients(inputs, targets)
         self.scaler.unscale_(self.optimizer)
-        norm = clip_grad_norm_(self.model.parameters(), self.config["max_grad_norm"])
+        norm = clip_gradients(self.model.parameters(), self.config["max_grad_norm"])
         self.placed_batch(self.step + 1)  # while a GPU still computes, so that it never waits
         loss, norm = torch.stack([loss, norm]).tolist()  # the only wait for a GPU in a step
         if not math.isfinite(loss) or not (math.isfinite(norm) or self.can_scale_down()):

@@ -1,10 +1,19 @@
 """How weights are updated: groups, the first AdamW step by hand, the table of learning rates."""
 
+import copy
+
 import pytest
 import torch
+from torch.nn.utils import clip_grad_norm_
 
 from model import Transformer, build_transformer
-from optim import build_optimizer, learning_rate_at, parameter_groups, set_learning_rate
+from optim import (
+    build_optimizer,
+    clip_gradients,
+    learning_rate_at,
+    parameter_groups,
+    set_learning_rate,
+)
 
 COSINE = [1.0, 0.8681980515, 0.55, 0.2318019485, 0.1]  # 0.1 + 0.9 (1 + cos(pi i / 4)) / 2
 DECAY = [1.0] * 9 + [0.55, 0.1]  # of eleven steps the last two lie in the last fifth
@@ -92,3 +101,23 @@ def test_the_first_update_is_adamws_and_decays_matrices_only(model):
 
 def test_the_optimizer_is_one_fused_kernel_on_a_cpu(model):
     assert build_optimizer(model, weight_decay=0.1).defaults["fused"] is True
+
+
+@pytest.mark.parametrize("max_norm", [1e-3, 1.0, 40.0, 1e3])
+def test_gradients_are_clipped_as_torch_clips_them(model, max_norm):
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    expected = copy.deepcopy(model)
+    for theirs, ours in zip(expected.parameters(), model.parameters(), strict=True):
+        theirs.grad = ours.grad.clone()
+    norm = clip_gradients(model.parameters(), max_norm)
+    assert torch.equal(norm, clip_grad_norm_(expected.parameters(), max_norm))
+    for theirs, ours in zip(expected.parameters(), model.parameters(), strict=True):
+        assert torch.equal(ours.grad, theirs.grad)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_the_norm_tells_of_a_gradient_that_is_not_finite(model, value):
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, value)
+    assert not clip_gradients(model.parameters(), 1.0).isfinite()
