@@ -167,6 +167,7 @@ def llama_cpp(model: Transformer, *, type_name: str) -> Continue:
     """llama.cpp by llama-cpp-python, which takes one prompt at a time."""
     import llama_cpp
 
+    num_gpu_layers = -1 if model.device.type == "cuda" else 0  # all of them, if it was built so
     num_heads = model.blocks[0].attention.num_heads
     layer = model.blocks[0].feed_forward.expand
     sizes = (model.seq_len, layer.in_features, len(model.blocks), num_heads, layer.out_features)
@@ -178,6 +179,7 @@ def llama_cpp(model: Transformer, *, type_name: str) -> Continue:
             n_ctx=model.seq_len,
             n_threads=torch.get_num_threads(),
             n_threads_batch=torch.get_num_threads(),
+            n_gpu_layers=num_gpu_layers,
             verbose=False,
         )
 

@@ -63,3 +63,34 @@ class KeyValueCache:
         filled[:, :, : len(rows)] = filled[:, :, rows]
         self.memory = self.memory[:, :, : len(rows)]
         self.lengths = [self.lengths[row] for row in rows]
+
+
+class OneTokenCache:
+    """The memory of a KeyValueCache for steps of one token a row, at `positions` (B, 1).
+
+    No shape and no number in such a step depends on how much has been read: whoever changes the
+    positions in place can repeat its operations as they are.
+    """
+
+    def __init__(self, memory: Tensor, positions: Tensor) -> None:
+        self.memory = memory
+        self.positions = positions
+        self._slots = torch.arange(memory.size(4), device=memory.device)
+
+    def extend(self, num_tokens: int) -> Tensor:
+        """Positions of the next tokens, (B, 1)."""
+        assert num_tokens == 1, f"{num_tokens} tokens at once"
+        places = self.positions[:, None, :, None]
+        self._place, self._mask = places, self._slots <= places  # (B, 1, 1, S)
+        return self.positions
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Stores the new keys and values, then mixes for each token all values up to its own."""
+        keys, values = self.memory[:, layer]
+        place = self._place.expand_as(key)  # (B, H, 1, D)
+        keys.scatter_(2, place, key.to(keys.dtype))
+        values.scatter_(2, place, value.to(keys.dtype))
+        mixed = F.scaled_dot_product_attention(
+            query.to(keys.dtype), keys, values, attn_mask=self._mask
+        )
+        return mixed.to(query.dtype)

@@ -1,0 +1,167 @@
+"""Recorded steps: the same text as without, and nothing in them that a recording could not hold."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+import decoding
+import replay
+from beam import beam_search
+from checkpoint import build_model
+from decoding import Context, continue_rows
+from inference import prepared
+from model import Transformer
+from sampling import Sampling
+
+V, T = 11, 9
+SIZES = {
+    "seq_len": T,
+    "embedding_dim": 12,
+    "num_layers": 2,
+    "num_heads": 3,
+    "dropout": 0.5,
+    "ffn_hidden_dim": 20,
+}
+PROMPTS = [[3], [1, 2, 3, 4, 5], [9, 8], [7, 7, 7]]
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+DEVICES = ["cpu", pytest.param("cuda", marks=needs_gpu)]
+
+
+class Recording(TorchDispatchMode):
+    """Every operation with the very tensors it met: what a CUDA graph holds, on any device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        assert all(isinstance(part, torch.Tensor) for part in tree_flatten(result)[0]), (
+            f"{function} gives {result}: a number that a recording would not follow"
+        )
+        self.calls.append((function, args, kwargs or {}, result))
+        return result
+
+    def replay(self) -> None:
+        """The same operations on the same memory, and no line of Python between them."""
+        for function, args, kwargs, old in self.calls:
+            new = function(*args, **kwargs)
+            for into, source in zip(tree_flatten(old)[0], tree_flatten(new)[0], strict=True):
+                if into.data_ptr() != source.data_ptr():
+                    into.copy_(source)
+
+
+def recorded_on_any_device(compute, device):
+    with Recording() as recording:
+        result = compute()
+
+    def replayed() -> torch.Tensor:
+        recording.replay()
+        return result
+
+    return replayed
+
+
+@pytest.fixture(params=DEVICES)
+def model(request, monkeypatch) -> Transformer:
+    """A model whose steps are replayed: by CUDA, or by a stand-in for it on the CPU."""
+    torch.manual_seed(0)
+    model = build_model(SIZES, V)
+    for parameter in model.parameters():  # far from uniform, so that wrong reads change the choice
+        torch.nn.init.normal_(parameter, std=0.5)
+    if request.param == "cpu":
+        monkeypatch.setattr(replay, "recorded", recorded_on_any_device)
+        monkeypatch.setattr(decoding, "REPLAYING", {"cpu"})
+    return model.to(request.param).eval()
+
+
+@torch.no_grad()
+def naive_logits(model: Transformer, ids: list[int]) -> torch.Tensor:
+    return model(torch.tensor([ids[-T:]], device=model.device))[0, -1]
+
+
+def greedy(model: Transformer, num_tokens: int, lengths: list[int]) -> list[list[int]]:
+    """The tokens of each row, which ends after as many as `lengths` says."""
+    texts = [[] for _ in PROMPTS]
+    for step in continue_rows(
+        model,
+        PROMPTS,
+        num_tokens,
+        sampling=Sampling(temperature=0),
+        seeds=range(len(PROMPTS)),
+        is_over=lambda row: len(texts[row]) + 1 >= lengths[row],
+    ):
+        for row, token in step.items():
+            texts[row].append(token)
+    return texts
+
+
+@torch.inference_mode()
+def test_replayed_logits_are_those_of_reading_each_row_anew(model):
+    prompts = PROMPTS[:3]
+    context = Context(model, prompts, max_new_tokens=2 * T)
+    rows = [list(prompt) for prompt in prompts]
+    for step in range(2 * T):  # past the overflow
+        expected = torch.stack([naive_logits(model, row) for row in rows])
+        # float32, other summation order: some 1e-6 of logits near 10
+        torch.testing.assert_close(context.logits(), expected, rtol=1e-4, atol=1e-4)
+        tokens = [(step * number + 1) % V for number in range(len(rows))]
+        context.append(tokens)
+        for row, token in zip(rows, tokens, strict=True):
+            row.append(token)
+
+
+@torch.inference_mode()
+def test_rows_that_move_or_leave_need_no_new_recording(model):
+    context = Context(model, PROMPTS[:3], max_new_tokens=T)
+    context.logits()
+    context.append([1, 2, 3])
+    context.logits()
+    run = context.step.run
+    context.append([4, 5, 6])
+    context.select([2, 0])
+    rows = [[9, 8, 3, 6], [3, 1, 4]]
+    for _ in range(3):
+        expected = torch.stack([naive_logits(model, row) for row in rows])
+        torch.testing.assert_close(context.logits(), expected, rtol=1e-4, atol=1e-4)  # as above
+        context.append([7, 2])
+        rows = [[*rows[0], 7], [*rows[1], 2]]
+    assert context.step.run is run
+
+
+@pytest.mark.parametrize("lengths", [[100] * 4, [3, 6, 1, 2]], ids=["together", "one by one"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_replayed_texts_are_the_texts_without(model, precision, lengths, monkeypatch):
+    model = prepared(model, precision)
+    replayed = greedy(model, 2 * T, lengths)
+    monkeypatch.setattr(decoding, "REPLAYING", set())
+    assert replayed == greedy(model, 2 * T, lengths)
+
+
+def test_beams_are_the_beams_without(model, monkeypatch):
+    settings = {"num_beams": 3, "stop_tokens": {4}}
+    replayed = beam_search(model, PROMPTS[:3], 2 * T, **settings)
+    monkeypatch.setattr(decoding, "REPLAYING", set())
+    assert replayed == beam_search(model, PROMPTS[:3], 2 * T, **settings)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="shows what happens without CUDA")
+def test_a_step_that_cannot_be_recorded_runs_as_it_is_with_one_warning(capsys):
+    result = torch.ones(1)
+    run = replay.recorded(lambda: result, torch.device("cuda"))
+    assert run() is result
+    output = capsys.readouterr().out
+    assert output.startswith("warning   steps are not recorded")
+    assert output.count("\n") == 1
+
+
+@needs_gpu
+def test_a_recorded_step_reads_its_inputs_anew_and_writes_over_its_result():
+    x = torch.ones(3, device="cuda")
+    run = replay.recorded(lambda: x * 2, x.device)
+    first = run()
+    assert first.tolist() == [2.0] * 3
+    x.fill_(5)
+    assert run() is first
+    assert first.tolist() == [10.0] * 3
