@@ -8,6 +8,7 @@ computed as soon as its logits are, and only d_hidden (N, C) and d_weight (V, C)
 Products run in the autocast type; sums over V and sums over chunks are taken in float32.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,7 +18,8 @@ from torch.autograd.function import once_differentiable
 
 CPU_CHUNK_SIZE, GPU_CHUNK_SIZE = 1024, 4096  # tokens: few enough for memory, enough for speed
 ALIGNED_ROWS = 64  # the width of a table that products read fast divides by it, on both devices
-SAFE_LOGIT = 60  # e^60 is far from float32's end, however many of them are summed
+SAFE_LOGIT = 80  # 2^80 is far from float32's end, however many of them are summed
+LOG2_E = math.log2(math.e)  # logits are kept in bits, log2(e) a nat: 2^x is faster than e^x
 
 
 class NextTokenLoss(nn.Module):
@@ -51,7 +53,7 @@ class NextTokenLoss(nn.Module):
         is_autocast, is_training = torch.is_autocast_enabled(device), torch.is_grad_enabled()
         dtype = torch.get_autocast_dtype(device) if is_autocast else weight.dtype
         with torch.no_grad(), torch.autocast(device, enabled=False):
-            x, head = hidden.to(dtype), weight.to(dtype)
+            x, head = (hidden * LOG2_E).to(dtype), weight.to(dtype)
             if not is_training:
                 return self._loss(x, head, targets) / num_tokens
             total, d_hidden, d_weight = self._loss_and_gradients(x, head, targets)
@@ -74,7 +76,7 @@ class NextTokenLoss(nn.Module):
             losses, sums = _cross_entropy_(logits, targets[chunk], self.num_shared, is_safe)
             total += losses.sum()
             d_x[chunk] = (logits @ head) / sums[:, None]
-            scaled = (x[chunk] / sums[:, None]).to(x.dtype)
+            scaled = (x[chunk] / (sums[:, None] * LOG2_E)).to(x.dtype)
             add = Tensor.copy_ if chunk.start == 0 else Tensor.add_  # no table of zeros to start
             for rows, columns in zip(d_head.split(aligned), logits.split(aligned, 1), strict=True):
                 add(rows, columns.T @ scaled)
@@ -109,7 +111,7 @@ class _KnownGradients(torch.autograd.Function):
 
 
 def _has_safe_logits(x: Tensor, head: Tensor) -> bool:
-    """Whether exp takes all logits as they are, which saves two passes: |x . w| <= |x| |w|.
+    """Whether 2^x takes all logits as they are, which saves two passes: |x . w| <= |x| |w|.
 
     False where asking would wait for the device.
     """
@@ -124,8 +126,8 @@ def _cross_entropy_(
 ) -> tuple[Tensor, Tensor]:
     """Each row's loss and sum of exponentials; `logits` becomes the loss's gradient times that sum.
 
-    For one row (1, 2, 3) and target 0: the sum S = e^1 + e^2 + e^3, the loss log(S) - 1, and
-    (e^1 - S, e^2, e^3) is left in `logits`. To divide the C columns of what is computed from it
+    For one row (1, 2, 3) and target 0: the sum S = 2 + 4 + 8, the loss ln(S) - ln(2), and
+    (2 - S, 4, 8) is left in `logits`. To divide the C columns of what is computed from it
     is cheaper than to divide its V. Unless the logits are safe, the maximum is taken off first.
     """
     at_target = torch.arange(len(targets), device=targets.device), targets
@@ -135,14 +137,14 @@ def _cross_entropy_(
         highest = logits.amax(dim=-1)
         margin += highest
         logits.sub_(highest[:, None])
-    logits.exp_()
+    logits.exp2_()
     logits[:, -1] *= num_shared
     # The sum must be precise, but asking sum() for float32 would first copy all the logits to it.
     # Take off a rounded sum, which the gradient does anyway: what remains is near 0 and sums well.
     exponential = logits[at_target].to(wide)
     logits[at_target] -= logits.sum(dim=-1)
     sums = logits.sum(dim=-1) + (exponential - logits[at_target])
-    return sums.log() + margin, sums
+    return (sums.log2() + margin) / LOG2_E, sums
 
 
 def _zero(like: Tensor) -> Tensor:

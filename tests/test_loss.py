@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from loss import SAFE_LOGIT, NextTokenLoss
+from loss import LOG2_E, SAFE_LOGIT, NextTokenLoss
 from model import Transformer, build_transformer
 from vocabulary import Vocabulary
 
@@ -83,8 +83,8 @@ def test_logits_of_any_size_neither_overflow_nor_lose_the_target(scale):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("length", [SAFE_LOGIT - 1, SAFE_LOGIT + 1])
-def test_the_largest_logits_that_exp_takes_as_they_are_lose_nothing(length, dtype):
+@pytest.mark.parametrize("length", [(SAFE_LOGIT - 1) / LOG2_E, (SAFE_LOGIT + 1) / LOG2_E])
+def test_the_largest_logits_that_need_no_shift_lose_nothing(length, dtype):
     """Hidden states of length 1, rows along them or against them, near the bound."""
     model = tiny_model()
     direction = F.normalize(torch.randn(16), dim=0)
