@@ -18,14 +18,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from duel import Step
-from loss import NextTokenLoss
+from loss import ALIGNED_ROWS, NextTokenLoss
 from model import InputEmbeddings, Transformer, build_transformer
 from optim import BETAS, build_optimizer, clip_gradients, set_learning_rate
 from runtime import Machine, tune_process
 from vocabulary import Vocabulary
 
 LEARNING_RATE, WEIGHT_DECAY, MAX_GRAD_NORM = 3e-4, 0.1, 1.0
-ALIGNED = 64  # rows of a head whose products run at the full rate
 LossOf = Callable[[Tensor, Tensor], Tensor]  # inputs and targets (B, T) -> the mean loss
 
 
@@ -195,7 +194,7 @@ def nanogpt(task: Task, machine: Machine, *, folder: Path, is_compiled: bool) ->
 def floor(task: Task, machine: Machine, *, num_rows: int) -> Step:
     """Nothing but the matrix products of a step, written over those of the step before."""
     tune_process()
-    aligned = num_rows // ALIGNED * ALIGNED
+    aligned = num_rows // ALIGNED_ROWS * ALIGNED_ROWS
     *blocks, (_, C, _) = task.layers(num_rows)
     head = [(1, C, rows) for rows in (aligned, num_rows - aligned) if rows]
     new = partial(torch.randn, dtype=machine.dtype, device=machine.device)

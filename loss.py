@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 CPU_CHUNK_SIZE, GPU_CHUNK_SIZE = 1024, 4096  # tokens: few enough for memory, enough for speed
-ALIGNED_ROWS = 64  # the width of a table that products read fast divides by it, on both devices
+ALIGNED_ROWS = 64  # of the head: kernels like tables whose width divides by it
 SAFE_LOGIT = 80  # 2^80 is far from float32's end, however many of them are summed
-LOG2_E = math.log2(math.e)  # logits are kept in bits, log2(e) a nat: 2^x is faster than e^x
+LOG2_E = math.log2(math.e)  # bits in a nat: logits are kept in bits, for 2^x is faster than e^x
 
 
 class NextTokenLoss(nn.Module):
@@ -53,14 +53,14 @@ class NextTokenLoss(nn.Module):
         is_autocast, is_training = torch.is_autocast_enabled(device), torch.is_grad_enabled()
         dtype = torch.get_autocast_dtype(device) if is_autocast else weight.dtype
         with torch.no_grad(), torch.autocast(device, enabled=False):
-            x, head = (hidden * LOG2_E).to(dtype), weight.to(dtype)
+            x, head = (hidden * LOG2_E).to(dtype), weight.to(dtype)  # logits in bits
             if not is_training:
                 return self._loss(x, head, targets) / num_tokens
             total, d_hidden, d_weight = self._loss_and_gradients(x, head, targets)
         return _KnownGradients.apply(total, hidden, weight, d_hidden, d_weight) / num_tokens
 
     def _loss(self, x: Tensor, head: Tensor, targets: Tensor) -> Tensor:
-        total, is_safe = _zero(x), _has_safe_logits(x, head)
+        total, is_safe = _zero(x), has_safe_logits(x, head)
         for chunk, logits in self._chunks(x, head):
             total += _cross_entropy_(logits, targets[chunk], self.num_shared, is_safe)[0].sum()
         return total
@@ -68,19 +68,19 @@ class NextTokenLoss(nn.Module):
     def _loss_and_gradients(
         self, x: Tensor, head: Tensor, targets: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        total, is_safe = _zero(x), _has_safe_logits(x, head)
-        d_x, d_head = (torch.empty_like(like, dtype=total.dtype) for like in (x, head))
+        total, is_safe = _zero(x), has_safe_logits(x, head)
+        d_hidden, d_head = (torch.empty_like(like, dtype=total.dtype) for like in (x, head))
         # On a CPU 50257 rows in one product take a fifth longer than 50240 and 17 in two.
         aligned = max(1, len(head) // ALIGNED_ROWS) * ALIGNED_ROWS
         for chunk, logits in self._chunks(x, head):
             losses, sums = _cross_entropy_(logits, targets[chunk], self.num_shared, is_safe)
             total += losses.sum()
-            d_x[chunk] = (logits @ head) / sums[:, None]
+            d_hidden[chunk] = (logits @ head) / sums[:, None]
             scaled = (x[chunk] / (sums[:, None] * LOG2_E)).to(x.dtype)
             add = Tensor.copy_ if chunk.start == 0 else Tensor.add_  # no table of zeros to start
             for rows, columns in zip(d_head.split(aligned), logits.split(aligned, 1), strict=True):
                 add(rows, columns.T @ scaled)
-        return total, d_x, d_head
+        return total, d_hidden, d_head
 
     def _chunks(self, x: Tensor, head: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Some of the tokens and their logits, which the next chunk overwrites; at least once."""
@@ -110,10 +110,10 @@ class _KnownGradients(torch.autograd.Function):
         return None, d_hidden.mul_(d_total), d_weight.mul_(d_total), None, None
 
 
-def _has_safe_logits(x: Tensor, head: Tensor) -> bool:
+def has_safe_logits(x: Tensor, head: Tensor) -> bool:
     """Whether 2^x takes all logits as they are, which saves two passes: |x . w| <= |x| |w|.
 
-    False where asking would wait for the device.
+    Asking would make another device than a CPU wait; float16 ends at 2^16.
     """
     if not x.is_cpu or x.dtype == torch.float16 or len(x) == 0:
         return False
@@ -124,11 +124,12 @@ def _has_safe_logits(x: Tensor, head: Tensor) -> bool:
 def _cross_entropy_(
     logits: Tensor, targets: Tensor, num_shared: int, is_safe: bool
 ) -> tuple[Tensor, Tensor]:
-    """Each row's loss and sum of exponentials; `logits` becomes the loss's gradient times that sum.
+    """Each row's loss in nats and its sum S of exponentials, from logits in bits.
 
-    For one row (1, 2, 3) and target 0: the sum S = 2 + 4 + 8, the loss ln(S) - ln(2), and
-    (2 - S, 4, 8) is left in `logits`. To divide the C columns of what is computed from it
-    is cheaper than to divide its V. Unless the logits are safe, the maximum is taken off first.
+    `logits` becomes S times the gradient by the logits in nats: for one row (1, 2, 3) and target 0,
+    S = 2 + 4 + 8, the loss is ln(S) - ln(2), and (2 - S, 4, 8) is left. To divide the C columns of
+    what is computed from it is cheaper than to divide its V. Unless the logits are safe, each
+    row's maximum is taken off first.
     """
     at_target = torch.arange(len(targets), device=targets.device), targets
     wide = torch.promote_types(logits.dtype, torch.float32)

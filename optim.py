@@ -61,7 +61,7 @@ def learning_rate_at(
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
     """Norm of all the gradients as it was; they are scaled down in place where it is larger.
 
-    As torch's clip_grad_norm_, which multiplies gradients that are small enough by 1.
+    As torch's clip_grad_norm_, but gradients that are small enough are not multiplied by 1.
     """
     parameters = list(parameters)
     norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
