@@ -4,15 +4,17 @@ Shapes: B batch, T time in tokens, C channels, V vocabulary.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from kv_cache import KeyValueCache
 from model import Transformer
 from replay import OneTokenStep
 from sampling import Sampling
 
-REPLAYING = {"cuda"}  # devices on which repeating one recorded step is faster than asking anew
+REPLAYING = {"cuda"}  # devices that can record a step
 
 
 class Context:
@@ -30,20 +32,17 @@ class Context:
         self.rows = [list(prompt) for prompt in prompts]
         capacity = min(model.seq_len, max(map(len, prompts)) + max_new_tokens)
         self.cache = model.new_cache(len(prompts), capacity)
-        self.step = OneTokenStep(model, self.cache.memory)
+        self.read_one: Callable[[Sequence[int]], Tensor] = partial(next_logits, model, self.cache)
+        if model.device.type in REPLAYING:
+            self.read_one = OneTokenStep(model, self.cache)
 
     def logits(self) -> Tensor:
         """Of the next token of each row, (B, V); the next call may overwrite them."""
-        starts, lengths = self.cache.lengths, [len(row) for row in self.rows]
-        is_one_token_new = starts == [length - 1 for length in lengths]
-        if max(lengths) > self.model.seq_len or not is_one_token_new:
-            return self.model.head(self._read_windows())
-        latest = [row[-1] for row in self.rows]
-        if self.model.device.type in REPLAYING:
-            self.cache.lengths = lengths
-            return self.step.logits(latest, positions=starts)
-        tokens = torch.tensor(latest, device=self.model.device)[:, None]
-        return self.model.head(self.model.hidden_states(tokens, self.cache)[:, 0])
+        lengths = [len(row) for row in self.rows]
+        is_one_token_new = self.cache.lengths == [length - 1 for length in lengths]
+        if max(lengths) <= self.model.seq_len and is_one_token_new:
+            return self.read_one([row[-1] for row in self.rows])
+        return self.model.head(self._read_windows())
 
     def append(self, tokens: Sequence[int]) -> None:
         """Adds one token to each row."""
@@ -65,6 +64,12 @@ class Context:
         hidden = self.model.hidden_states(tokens, self.cache)
         self.cache.lengths = lengths
         return hidden[range(len(windows)), [length - 1 for length in lengths]]
+
+
+def next_logits(model: Transformer, cache: KeyValueCache, tokens: Sequence[int]) -> Tensor:
+    """What follows one more token of each row: (B, V)."""
+    latest = torch.tensor(tokens, device=model.device)[:, None]
+    return model.head(model.hidden_states(latest, cache)[:, 0])
 
 
 def continue_rows(

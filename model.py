@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kv_cache import KeyValueCache
+from kv_cache import KeyValueCache, OneTokenCache
 
 INITIAL_STD = 0.02  # of all weights; GPT-2, section 2.3
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # query, key, value (B, H, T, D) -> the same
@@ -174,7 +174,9 @@ class Transformer(nn.Module):
         shape = (len(self.blocks), batch_size, H, capacity, pe.size(1) // H)
         return KeyValueCache(torch.zeros((2, *shape), device=pe.device, dtype=pe.dtype))
 
-    def hidden_states(self, tokens: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+    def hidden_states(
+        self, tokens: Tensor, cache: KeyValueCache | OneTokenCache | None = None
+    ) -> Tensor:
         """What the head reads: ids (B, T) -> normalized final states (B, T, C).
 
         With a cache the tokens follow those that it has read.

@@ -36,7 +36,7 @@ IMPORTS = {
     "pretrained": "gpt_download model settings weights",
     "sampling": "runtime",
     "replay": "kv_cache model runtime",
-    "decoding": "model replay sampling",
+    "decoding": "kv_cache model replay sampling",
     "beam": "decoding model sampling",
     "writing": "sampling tokenizer",
     "inference": "model runtime",

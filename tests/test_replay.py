@@ -24,12 +24,13 @@ SIZES = {
     "ffn_hidden_dim": 20,
 }
 PROMPTS = [[3], [1, 2, 3, 4, 5], [9, 8], [7, 7, 7]]
+BATCHES = [PROMPTS[:3], [[3]], [[5], [6]]]  # single tokens are replayed from the first on
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 DEVICES = ["cpu", pytest.param("cuda", marks=needs_gpu)]
 
 
 class Recording(TorchDispatchMode):
-    """Every operation with the very tensors it met: what a CUDA graph holds, on any device."""
+    """Every operation with the tensors it met, as a CUDA graph keeps kernels with their memory."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -97,9 +98,9 @@ def greedy(model: Transformer, num_tokens: int, lengths: list[int]) -> list[list
     return texts
 
 
+@pytest.mark.parametrize("prompts", BATCHES, ids=str)
 @torch.inference_mode()
-def test_replayed_logits_are_those_of_reading_each_row_anew(model):
-    prompts = PROMPTS[:3]
+def test_replayed_logits_are_those_of_reading_each_row_anew(model, prompts):
     context = Context(model, prompts, max_new_tokens=2 * T)
     rows = [list(prompt) for prompt in prompts]
     for step in range(2 * T):  # past the overflow
@@ -110,24 +111,37 @@ def test_replayed_logits_are_those_of_reading_each_row_anew(model):
         context.append(tokens)
         for row, token in zip(rows, tokens, strict=True):
             row.append(token)
+    assert context.read_one.replay is not None
+    longest = max(map(len, prompts))
+    assert context.read_one.num_steps == T - longest + (longest == 1)
+
+
+def test_a_text_of_one_more_token_is_not_worth_a_recording(model):
+    context = Context(model, [[1, 2]], max_new_tokens=2)
+    with torch.inference_mode():
+        for _ in range(2):
+            context.logits()
+            context.append([3])
+    assert context.read_one.num_steps == 1
+    assert context.read_one.replay is None
 
 
 @torch.inference_mode()
 def test_rows_that_move_or_leave_need_no_new_recording(model):
     context = Context(model, PROMPTS[:3], max_new_tokens=T)
-    context.logits()
-    context.append([1, 2, 3])
-    context.logits()
-    run = context.step.run
-    context.append([4, 5, 6])
+    for tokens in ([1, 2, 3], [0, 0, 0], [4, 5, 6]):
+        context.logits()
+        context.append(tokens)
+    recording = context.read_one.replay
+    assert recording is not None
     context.select([2, 0])
-    rows = [[9, 8, 3, 6], [3, 1, 4]]
+    rows = [[9, 8, 3, 0, 6], [3, 1, 0, 4]]
     for _ in range(3):
         expected = torch.stack([naive_logits(model, row) for row in rows])
         torch.testing.assert_close(context.logits(), expected, rtol=1e-4, atol=1e-4)  # as above
         context.append([7, 2])
         rows = [[*rows[0], 7], [*rows[1], 2]]
-    assert context.step.run is run
+    assert context.read_one.replay is recording
 
 
 @pytest.mark.parametrize("lengths", [[100] * 4, [3, 6, 1, 2]], ids=["together", "one by one"])
@@ -147,16 +161,21 @@ def test_beams_are_the_beams_without(model, monkeypatch):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="shows what happens without CUDA")
-def test_a_step_that_cannot_be_recorded_runs_as_it_is_with_one_warning(capsys):
-    result = torch.ones(1)
-    run = replay.recorded(lambda: result, torch.device("cuda"))
-    assert run() is result
-    output = capsys.readouterr().out
-    assert output.startswith("warning   steps are not recorded")
-    assert output.count("\n") == 1
+def test_steps_that_cannot_be_recorded_run_as_they_are_with_one_warning(monkeypatch, capsys):
+    torch.manual_seed(0)
+    model = build_model(SIZES, V).eval()
+    expected = greedy(model, 2 * T, [100] * 4)
+    replay.warn.cache_clear()
+    monkeypatch.setattr(decoding, "REPLAYING", {"cpu"})
+    assert greedy(model, 2 * T, [100] * 4) == greedy(model, 2 * T, [100] * 4) == expected
+    printed = capsys.readouterr()
+    assert printed.out == ""  # where the text goes
+    assert printed.err.startswith("warning   steps are not recorded")
+    assert printed.err.count("\n") == 1
 
 
 @needs_gpu
+@torch.inference_mode()
 def test_a_recorded_step_reads_its_inputs_anew_and_writes_over_its_result():
     x = torch.ones(3, device="cuda")
     run = replay.recorded(lambda: x * 2, x.device)
