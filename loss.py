@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 CPU_CHUNK_SIZE, GPU_CHUNK_SIZE = 1024, 4096  # tokens: few enough for memory, enough for speed
 ALIGNED_ROWS = 64  # of the head: kernels like tables whose width divides by it
-SAFE_LOGIT = 80  # 2^80 is far from float32's end, however many of them are summed
+SAFE_LOGIT = 100  # 2^100 for each of 50,257 tokens is still far from the end of float32, 2^128
 LOG2_E = math.log2(math.e)  # bits in a nat: logits are kept in bits, for 2^x is faster than e^x
 
 
