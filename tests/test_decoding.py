@@ -6,52 +6,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_model import SIZES, T, V, clear_model, ending_after, naive_logits, tokens_of
 
 from checkpoint import build_model
-from decoding import Context, continue_rows
+from decoding import Context
 from inference import Int8Linear, prepared
 from sampling import Sampling
 
-V, T = 11, 7
-SIZES = {
-    "seq_len": T,
-    "embedding_dim": 12,
-    "num_layers": 2,
-    "num_heads": 3,
-    "dropout": 0.5,
-    "ffn_hidden_dim": 20,
-}
 STATM = Path("/proc/self/statm")
 PROMPTS = [[3], [1, 2, 3, 4, 5], [9, 8], [0] * (2 * T), [5, 6, 7, 8, 9, 10, 0]]
 
 
 @pytest.fixture(scope="module")
 def model() -> torch.nn.Module:
-    torch.manual_seed(0)
-    model = build_model(SIZES, V)
-    for parameter in model.parameters():  # far from uniform, so that wrong reads change the choice
-        torch.nn.init.normal_(parameter, std=0.5)
-    return model.eval()
-
-
-@torch.no_grad()
-def naive_logits(model: torch.nn.Module, ids: list[int]) -> torch.Tensor:
-    return model(torch.tensor([ids[-T:]]))[0, -1]
-
-
-def tokens_of(
-    model, prompts, num_tokens, *, sampling=None, seeds=None, **options
-) -> list[list[int]]:
-    """All tokens of each row."""
-    texts = [[] for _ in prompts]
-    settings = {"sampling": sampling or Sampling(temperature=0), "is_over": lambda row: False}
-    steps = continue_rows(
-        model, prompts, num_tokens, seeds=seeds or range(len(prompts)), **{**settings, **options}
-    )
-    for step in steps:
-        for row, token in step.items():
-            texts[row].append(token)
-    return texts
+    return clear_model()
 
 
 @pytest.mark.parametrize("prompt", PROMPTS, ids=len)
@@ -102,13 +70,8 @@ def test_each_row_is_written_as_if_it_were_alone(model, sampling):
 
 def test_rows_that_end_early_leave_the_others_as_they_are(model):
     full = tokens_of(model, PROMPTS, 2 * T)
-    lengths, written = [3, 2 * T, 1, 5, 9], [0] * len(PROMPTS)
-
-    def is_over(row: int) -> bool:
-        written[row] += 1
-        return written[row] == lengths[row]
-
-    assert tokens_of(model, PROMPTS, 2 * T, is_over=is_over) == [
+    lengths = [3, 2 * T, 1, 5, 9]
+    assert tokens_of(model, PROMPTS, 2 * T, is_over=ending_after(lengths)) == [
         text[:length] for text, length in zip(full, lengths, strict=True)
     ]
 

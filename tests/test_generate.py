@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_model import SIZES, T
 
 import checkpoint
 from checkpoint import build_model
@@ -12,15 +13,7 @@ from generate import STRATEGIES, TextGenerator, printable, side_by_side
 from tokenizer import END_OF_TEXT, END_OF_TEXT_ID
 
 ROOT = Path(__file__).parent.parent
-T, B = 7, 3
-SIZES = {
-    "seq_len": T,
-    "embedding_dim": 12,
-    "num_layers": 2,
-    "num_heads": 3,
-    "dropout": 0.5,
-    "ffn_hidden_dim": 20,
-}
+B = 3
 
 
 @pytest.fixture(scope="module")

@@ -2,27 +2,17 @@
 
 import pytest
 import torch
+from tiny_model import T, V, clear_model, ending_after, naive_logits, tokens_of
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 import decoding
 import replay
 from beam import beam_search
-from checkpoint import build_model
-from decoding import Context, continue_rows
+from decoding import Context
 from inference import prepared
 from model import Transformer
-from sampling import Sampling
 
-V, T = 11, 9
-SIZES = {
-    "seq_len": T,
-    "embedding_dim": 12,
-    "num_layers": 2,
-    "num_heads": 3,
-    "dropout": 0.5,
-    "ffn_hidden_dim": 20,
-}
 PROMPTS = [[3], [1, 2, 3, 4, 5], [9, 8], [7, 7, 7]]
 BATCHES = [PROMPTS[:3], [[3]], [[5], [6]]]  # single tokens are replayed from the first on
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -67,35 +57,11 @@ def recorded_on_any_device(compute, device):
 @pytest.fixture(params=DEVICES)
 def model(request, monkeypatch) -> Transformer:
     """A model whose steps are replayed: by CUDA, or by a stand-in for it on the CPU."""
-    torch.manual_seed(0)
-    model = build_model(SIZES, V)
-    for parameter in model.parameters():  # far from uniform, so that wrong reads change the choice
-        torch.nn.init.normal_(parameter, std=0.5)
+    model = clear_model()
     if request.param == "cpu":
         monkeypatch.setattr(replay, "recorded", recorded_on_any_device)
         monkeypatch.setattr(decoding, "REPLAYING", {"cpu"})
-    return model.to(request.param).eval()
-
-
-@torch.no_grad()
-def naive_logits(model: Transformer, ids: list[int]) -> torch.Tensor:
-    return model(torch.tensor([ids[-T:]], device=model.device))[0, -1]
-
-
-def greedy(model: Transformer, num_tokens: int, lengths: list[int]) -> list[list[int]]:
-    """The tokens of each row, which ends after as many as `lengths` says."""
-    texts = [[] for _ in PROMPTS]
-    for step in continue_rows(
-        model,
-        PROMPTS,
-        num_tokens,
-        sampling=Sampling(temperature=0),
-        seeds=range(len(PROMPTS)),
-        is_over=lambda row: len(texts[row]) + 1 >= lengths[row],
-    ):
-        for row, token in step.items():
-            texts[row].append(token)
-    return texts
+    return model.to(request.param)
 
 
 @pytest.mark.parametrize("prompts", BATCHES, ids=str)
@@ -128,7 +94,7 @@ def test_a_text_of_one_more_token_is_not_worth_a_recording(model):
 
 @torch.inference_mode()
 def test_rows_that_move_or_leave_need_no_new_recording(model):
-    context = Context(model, PROMPTS[:3], max_new_tokens=T)
+    context = Context(model, [[3], [1, 2], [9, 8]], max_new_tokens=T)
     for tokens in ([1, 2, 3], [0, 0, 0], [4, 5, 6]):
         context.logits()
         context.append(tokens)
@@ -148,9 +114,9 @@ def test_rows_that_move_or_leave_need_no_new_recording(model):
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_replayed_texts_are_the_texts_without(model, precision, lengths, monkeypatch):
     model = prepared(model, precision)
-    replayed = greedy(model, 2 * T, lengths)
+    replayed = tokens_of(model, PROMPTS, 2 * T, is_over=ending_after(lengths))
     monkeypatch.setattr(decoding, "REPLAYING", set())
-    assert replayed == greedy(model, 2 * T, lengths)
+    assert replayed == tokens_of(model, PROMPTS, 2 * T, is_over=ending_after(lengths))
 
 
 def test_beams_are_the_beams_without(model, monkeypatch):
@@ -162,12 +128,12 @@ def test_beams_are_the_beams_without(model, monkeypatch):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="shows what happens without CUDA")
 def test_steps_that_cannot_be_recorded_run_as_they_are_with_one_warning(monkeypatch, capsys):
-    torch.manual_seed(0)
-    model = build_model(SIZES, V).eval()
-    expected = greedy(model, 2 * T, [100] * 4)
+    model = clear_model()
+    expected = tokens_of(model, PROMPTS, 2 * T)
     replay.warn.cache_clear()
     monkeypatch.setattr(decoding, "REPLAYING", {"cpu"})
-    assert greedy(model, 2 * T, [100] * 4) == greedy(model, 2 * T, [100] * 4) == expected
+    for _ in range(2):
+        assert tokens_of(model, PROMPTS, 2 * T) == expected
     printed = capsys.readouterr()
     assert printed.out == ""  # where the text goes
     assert printed.err.startswith("warning   steps are not recorded")

@@ -1,0 +1,61 @@
+"""A model of a few thousand numbers whose choices are clear, and texts that it continues."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from checkpoint import build_model
+from decoding import continue_rows
+from model import Transformer
+from sampling import Sampling
+
+V, T = 11, 7
+SIZES = {
+    "seq_len": T,
+    "embedding_dim": 12,
+    "num_layers": 2,
+    "num_heads": 3,
+    "dropout": 0.5,
+    "ffn_hidden_dim": 20,
+}
+
+
+def clear_model() -> Transformer:
+    """Weights far from uniform, so that wrong reads change the choice."""
+    torch.manual_seed(0)
+    model = build_model(SIZES, V)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return model.eval()
+
+
+@torch.no_grad()
+def naive_logits(model: Transformer, ids: Sequence[int]) -> torch.Tensor:
+    """Of the next token, without a cache."""
+    return model(torch.tensor([ids[-T:]], device=model.device))[0, -1]
+
+
+def tokens_of(
+    model, prompts, num_tokens, *, sampling=None, seeds=None, **options
+) -> list[list[int]]:
+    """All tokens of each row; greedy unless a `sampling` is given."""
+    texts = [[] for _ in prompts]
+    settings = {"sampling": sampling or Sampling(temperature=0), "is_over": lambda row: False}
+    steps = continue_rows(
+        model, prompts, num_tokens, seeds=seeds or range(len(prompts)), **{**settings, **options}
+    )
+    for step in steps:
+        for row, token in step.items():
+            texts[row].append(token)
+    return texts
+
+
+def ending_after(lengths: Sequence[int]) -> Callable[[int], bool]:
+    """Ends row b once it has been asked about `lengths[b]` times, after one token each."""
+    written = [0] * len(lengths)
+
+    def is_over(row: int) -> bool:
+        written[row] += 1
+        return written[row] >= lengths[row]
+
+    return is_over
