@@ -54,8 +54,7 @@ class KeyValueCache:
         if self._end == key.size(2):
             return F.scaled_dot_product_attention(query, key, value, is_causal=True)
         seen = keys[:, :, : self._end], values[:, :, : self._end]
-        mixed = F.scaled_dot_product_attention(query.to(keys.dtype), *seen, attn_mask=self._mask)
-        return mixed.to(query.dtype)
+        return mixed_values(query, *seen, self._mask)
 
     def select(self, rows: Sequence[int]) -> None:
         """Row i becomes what row `rows[i]` was; there may be fewer rows afterwards, never more."""
@@ -90,7 +89,10 @@ class OneTokenCache:
         place = self._place.expand_as(key)  # (B, H, 1, D)
         keys.scatter_(2, place, key.to(keys.dtype))
         values.scatter_(2, place, value.to(keys.dtype))
-        mixed = F.scaled_dot_product_attention(
-            query.to(keys.dtype), keys, values, attn_mask=self._mask
-        )
-        return mixed.to(query.dtype)
+        return mixed_values(query, keys, values, self._mask)
+
+
+def mixed_values(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention in the type of the cache: (B, H, T, D), in the query's type."""
+    mixed = F.scaled_dot_product_attention(query.to(keys.dtype), keys, values, attn_mask=mask)
+    return mixed.to(query.dtype)
