@@ -121,7 +121,7 @@ def glance(path: Path) -> tuple[str, int]:
 def check_state(state: Any, *, num_bytes: int) -> None:
     """ValueError unless the state is a model as its config says, finite, of at most `num_bytes`."""
     if not isinstance(state, dict):
-        raise ValueError(f"it holds a {type(state).__name__}, not a dict")
+        raise ValueError(f"it holds {type(state).__name__}, not a dict")
     missing = [
         key for key in ("config", "model_state_dict") if not isinstance(state.get(key), dict)
     ]

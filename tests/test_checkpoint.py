@@ -117,7 +117,8 @@ def test_a_missing_file_is_an_errand_to_train(tmp_path):
 def test_a_file_of_something_else_is_refused(tmp_path, content):
     path = tmp_path / "model.pt"
     path.write_bytes(content)
-    refused(path)
+    cause = f"only {len(content)} bytes" if len(content) < 5 else "not a zip archive"
+    assert cause in refused(path)
 
 
 @pytest.mark.parametrize(
@@ -126,21 +127,31 @@ def test_a_file_of_something_else_is_refused(tmp_path, content):
 def test_a_torch_file_of_something_else_is_refused(tmp_path, value):
     path = tmp_path / "model.pt"
     torch.save(value, path)
-    refused(path)
+    cause = "it lacks" if isinstance(value, dict) else f"it holds {type(value).__name__}"
+    assert cause in refused(path)
 
 
-@pytest.mark.parametrize("changed", [{"embedding_dim": 24}, {"num_layers": 1}, {"num_heads": 5}])
-def test_weights_that_do_not_fit_their_config_are_refused(tmp_path, changed):
+@pytest.mark.parametrize(
+    ("changed", "cause"),
+    [
+        ({"embedding_dim": 24}, "weight (11, 12), its config wants (11, 24)"),
+        ({"num_layers": 1}, "blocks.1.attention_norm.weight (12,), its config wants None"),
+        ({"num_heads": 5}, "embedding_dim=12 is not a multiple of num_heads=5"),
+    ],
+)
+def test_weights_that_do_not_fit_their_config_are_refused(tmp_path, changed, cause):
     path = tmp_path / "model.pt"
     checkpoint.save(path, {**state_of(), "config": {**CONFIG, **changed}})
-    refused(path)
+    assert cause in refused(path)
 
 
-@pytest.mark.parametrize("emptied", ["config", "model_state_dict"])
-def test_a_config_or_weights_without_entries_are_refused(tmp_path, emptied):
+@pytest.mark.parametrize(
+    ("emptied", "cause"), [("config", "its config lacks"), ("model_state_dict", "no weights")]
+)
+def test_a_config_or_weights_without_entries_are_refused(tmp_path, emptied, cause):
     path = tmp_path / "model.pt"
     checkpoint.save(path, {**state_of(), emptied: {}})
-    refused(path)
+    assert cause in refused(path)
 
 
 @pytest.mark.parametrize("part", [0.1, 0.5, 0.99, 0.9999])
@@ -148,7 +159,7 @@ def test_a_torn_file_is_refused(tmp_path, part):
     path = saved(tmp_path)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(part * len(whole))])
-    refused(path)
+    assert "cut short" in refused(path)
 
 
 def test_a_flipped_bit_is_found_or_changes_nothing(tmp_path):

@@ -67,7 +67,7 @@ def test_readme_shows_the_two_commands_of_the_first_minute():
 )
 def test_every_python_command_runs(command, folder):
     (folder / "runs").mkdir(exist_ok=True)
-    run(shell_words(command), folder)
+    assert run(shell_words(command), folder).stdout
 
 
 @pytest.mark.parametrize(
