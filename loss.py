@@ -52,15 +52,15 @@ class NextTokenLoss(nn.Module):
         weight = self.model.input_embedding.embedding.weight
         is_autocast, is_training = torch.is_autocast_enabled(device), torch.is_grad_enabled()
         dtype = torch.get_autocast_dtype(device) if is_autocast else weight.dtype
-        # Gradients are divided by it as they are computed, which is free, unless they underflow.
+        # To divide gradients as they are computed is free, but those of float16 would underflow.
         divisor = 1 if dtype == torch.float16 else num_tokens
         with torch.no_grad(), torch.autocast(device, enabled=False):
             x, head = (hidden * LOG2_E).to(dtype), weight.to(dtype)  # logits in bits
             if not is_training:
                 return self._loss(x, head, targets) / num_tokens
             total, d_hidden, d_weight = self._loss_and_gradients(x, head, targets, divisor)
-        mean = _KnownGradients.apply(total / divisor, hidden, weight, d_hidden, d_weight)
-        return mean * (divisor / num_tokens)
+        loss = _KnownGradients.apply(total / divisor, hidden, weight, d_hidden, d_weight)
+        return loss * (divisor / num_tokens)
 
     def _loss(self, x: Tensor, head: Tensor, targets: Tensor) -> Tensor:
         total, is_safe = _zero(x), has_safe_logits(x, head)
@@ -111,7 +111,7 @@ class _KnownGradients(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_total: Tensor) -> tuple[Tensor | None, ...]:
         d_hidden, d_weight = ctx.saved_tensors
-        if d_total.is_cpu and d_total == 1:
+        if d_total.is_cpu and d_total == 1:  # nothing scales the loss
             return None, d_hidden, d_weight, None, None
         # In place: a second backward through the same graph fails, as torch's own would.
         return None, d_hidden.mul_(d_total), d_weight.mul_(d_total), None, None

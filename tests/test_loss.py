@@ -178,6 +178,16 @@ def test_a_scaled_loss_scales_the_gradients():
     torch.testing.assert_close(scaled, [8 * part for part in once])
 
 
+def test_a_second_backward_of_an_unscaled_loss_adds_the_same_gradients():
+    model = tiny_model()
+    loss = NextTokenLoss(model)(*batch())
+    loss.backward(retain_graph=True)
+    once = [parameter.grad.clone() for parameter in model.parameters()]
+    loss.backward()
+    for twice, grad in zip(model.parameters(), once, strict=True):
+        torch.testing.assert_close(twice.grad, 2 * grad)
+
+
 def test_a_second_backward_through_the_same_graph_fails_instead_of_scaling_twice():
     loss = NextTokenLoss(tiny_model())(*batch()) * 8
     loss.backward(retain_graph=True)
