@@ -15,12 +15,15 @@ from typing import Any, NamedTuple
 
 from torch.nn import functional as F
 
-import contestants as who
-from bench_generate import CASES, CONTEXT, Case, writers
-from contestants import Task
-from duel import Contestant, Result, Step, device_line, table, take_turns
-from runtime import Machine, run_command
-from settings import AT_LEAST_1, RULES, ConfigError, Parser, head_problems, shown
+from benchmarks import train_peers as who
+from benchmarks.generate_peers import CASES, CONTEXT, Case, writers
+from benchmarks.train_peers import Task
+from benchmarks.turns import Contestant, Result, Step, device_line, table, take_turns
+from system.command_line import Parser
+from system.errors import ConfigError
+from system.machine import Machine
+from system.process import run_command
+from training.settings import AT_LEAST_1, RULES, head_problems, shown
 
 OURS = ("ours, full vocabulary", "ours, unused tokens share a row")
 FLOOR = "matrix products alone"

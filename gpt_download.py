@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fetch import DownloadError, RemoteFile, fault_of, fetch
+from system.errors import ContentError, DownloadError
+from system.fetch import RemoteFile, fault_of, fetch
 
 BASE_URL = "https://openaipublic.blob.core.windows.net/gpt-2/models"
 MIRROR_VARIABLE = "GPT2_MIRROR"
@@ -34,12 +35,6 @@ SHA256_124M = {
     DATA: "2060c885360cc0cf41d7a6dbc4d24b5127aae20260c8b5ae521b5a6578407118",
 }
 UNCONFIRMED = (INDEX, META)  # one source only for their hashes
-
-
-class ContentError(ValueError):
-    """A checkpoint that is whole, but not the one it should be."""
-
-    exit_code = 5
 
 
 class OfficialModel(NamedTuple):

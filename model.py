@@ -10,12 +10,11 @@ V vocabulary.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from kv_cache import KeyValueCache, OneTokenCache
 
 INITIAL_STD = 0.02  # of all weights; GPT-2, section 2.3
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # query, key, value (B, H, T, D) -> the same
@@ -168,18 +167,10 @@ class Transformer(nn.Module):
     def device(self) -> torch.device:
         return self.positional_encoding.pe.device
 
-    def new_cache(self, batch_size: int, capacity: int) -> KeyValueCache:
-        """Room for what attention keeps of up to `capacity` tokens in each row."""
-        pe, H = self.positional_encoding.pe, self.blocks[0].attention.num_heads
-        shape = (len(self.blocks), batch_size, H, capacity, pe.size(1) // H)
-        return KeyValueCache(torch.zeros((2, *shape), device=pe.device, dtype=pe.dtype))
-
-    def hidden_states(
-        self, tokens: Tensor, cache: KeyValueCache | OneTokenCache | None = None
-    ) -> Tensor:
+    def hidden_states(self, tokens: Tensor, cache: Any | None = None) -> Tensor:
         """What the head reads: ids (B, T) -> normalized final states (B, T, C).
 
-        With a cache the tokens follow those that it has read.
+        With a cache (generation/kv_cache.py) the tokens follow those that it has read.
         """
         assert tokens.size(1) <= self.seq_len, f"{tokens.size(1)} tokens, context {self.seq_len}"
         positions = cache.extend(tokens.size(1)) if cache else slice(tokens.size(1))

@@ -13,18 +13,14 @@ from typing import Literal
 import tiktoken
 from tiktoken_ext.openai_public import r50k_pat_str
 
+from system.errors import VocabularyError
+
 TABLE_PATH = Path(__file__).parent / "assets" / "r50k_base.tiktoken"
 TABLE_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
 END_OF_TEXT = "<|endoftext|>"
 END_OF_TEXT_ID = 50256
 MANY_SPACES = 900_000  # at a million before a word, the pattern's engine gives up
 SPACE, OTHER = r"[^\S\x1c-\x1f]", r"[\S\x1c-\x1f]"  # as that engine sees them
-
-
-class VocabularyError(ValueError):
-    """The byte-pair table is missing or damaged."""
-
-    exit_code = 3
 
 
 class GPT2Tokenizer:

@@ -10,16 +10,16 @@ from typing import Any
 
 from tqdm import tqdm
 
-import checkpoint
-import settings
-from comparison import COMPARISON_NAME, Reference, compare_settings, plot_comparison
-from files import check_writable, only_writer, sweep_parts
-from generate import TextGenerator
-from inference import prepared
-from pretrained import Pretrained, from_safetensors, official
-from resume import begin
-from run import SAMPLING, Run
-from runtime import Stopped, StopSignals, log, run_command
+from exchange.pretrained import Pretrained, from_safetensors, official
+from generation.comparison import COMPARISON_NAME, Reference, compare_settings, plot_comparison
+from generation.fast_weights import prepared
+from generation.generator import TextGenerator
+from storage import checkpoint
+from system.files import check_writable, only_writer, sweep_parts
+from system.process import Stopped, StopSignals, log, run_command
+from training import settings
+from training.resume import begin
+from training.run import SAMPLING, Run
 
 USE_PRETRAINED = False  # True fine-tunes the official GPT-2 named below
 MODEL_NAME = "gpt2-small (124M)"  # or gpt2-medium (355M), gpt2-large (774M), gpt2-xl (1558M)

@@ -14,11 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-
-class WeightsError(ValueError):
-    """Weights that are not those of this model, or of no GPT-2."""
-
-    exit_code = 4
+from system.errors import WeightsError
 
 
 class Row(NamedTuple):

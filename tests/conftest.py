@@ -14,10 +14,10 @@ import torch
 from tiny_run import prepare
 
 import generate
-import run as run_module
 import train
-from runtime import run_command
+from system.process import run_command
 from tokenizer import END_OF_TEXT, GPT2Tokenizer
+from training import run as run_module
 
 ROOT = Path(train.__file__).parent
 TINY = {

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 from tiny_run import tiny_state
 
-import checkpoint
-import folder
+from storage import checkpoint, run_folder
 
 
 @contextmanager
@@ -37,12 +36,12 @@ def counted_operations(before: Callable[[int], None]) -> Iterator[list[str]]:
 def next_generation(place: Path, step: int) -> None:
     """What a run does when a save is due: writes a checkpoint, drops the one before."""
     state = tiny_state(step)
-    folder.save_beside_others(place, state)
-    folder.remove_old(place, run_id=state["run_id"], step=step, keep=1)
+    run_folder.save_beside_others(place, state)
+    run_folder.remove_old(place, run_id=state["run_id"], step=step, keep=1)
 
 
 def newest_step(place: Path) -> int:
     """The step that a resume would go on from; CheckpointError if there is none."""
-    path, state, _ = folder.newest_intact(place)
+    path, state, _ = run_folder.newest_intact(place)
     assert path == checkpoint.step_path(place, state["step"])
     return state["step"]

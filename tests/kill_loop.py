@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from tiny_run import CONFIG, fingerprint, prepare, train_quickly, without_plots
 
-import run as run_module
 from tokenizer import GPT2Tokenizer
+from training import run as run_module
 
 LOG_NAME = "batches.log"
 

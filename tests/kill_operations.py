@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from faulty_disk import counted_operations, newest_step, next_generation
 
-import files
+from system import files
 
 
 def die_at(last: int) -> bool:

@@ -6,8 +6,8 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-import checkpoint
-import folder
+from storage import checkpoint, run_folder
+from system.errors import CheckpointError
 
 HARMLESS = ("open", "os.listdir", "os.scandir", "os.putenv", "object.__getattr__", "sys._getframe")
 WATCHED = ("os.", "subprocess", "socket", "shutil", "exec", "ctypes", "pty", "webbrowser", "open")
@@ -22,7 +22,7 @@ def peak_megabytes() -> float:
 def main() -> None:
     place, good = Path(sys.argv[1]), Path(sys.argv[2])
     checkpoint.load(good)  # all that is imported on first use is imported now
-    folder.glance(good)
+    run_folder.glance(good)
     codecs.lookup("cp437")  # zipfile's, for names that are not UTF-8
     events: list[str] = []
     is_watching = True
@@ -41,10 +41,10 @@ def main() -> None:
         try:
             checkpoint.load(path)
             verdicts[path.name] = "loaded"
-        except checkpoint.CheckpointError as error:
+        except CheckpointError as error:
             verdicts[path.name] = str(error)
-        with suppress(checkpoint.CheckpointError):
-            folder.glance(path)
+        with suppress(CheckpointError):
+            run_folder.glance(path)
     is_watching = False
     grown = peak_megabytes() - before
     print(json.dumps({"events": events, "verdicts": verdicts, "megabytes": grown}))

@@ -18,19 +18,19 @@ import torch
 from kill_loop import LOG_NAME, fork, log_batches, one_life
 from tiny_run import fingerprint, prepare, train_quickly, without_plots
 
-import checkpoint
 import data
-import generate
-import run as run_module
 import train
-from runtime import run_command
+from generation import generator
+from storage import checkpoint
+from system.process import run_command
 from tokenizer import GPT2Tokenizer
+from training import run as run_module
 
 PLACES: dict[str, tuple[Any, str]] = {
     "tokenizing": (data, "write_ids"),
     "first step": (run_module.Run, "update"),
     "evaluation": (run_module, "mean_loss"),
-    "sampling": (generate.TextGenerator, "generate"),
+    "sampling": (generator.TextGenerator, "generate"),
     "saving": (run_module.Run, "save"),
     "final save": (train, "save_final_model"),
     "strategies": (train, "compare_strategies"),

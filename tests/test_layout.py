@@ -1,66 +1,37 @@
 """The house stays small: who imports whom, how long files and functions are, what modules do."""
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PATHS = {path.stem: path for path in sorted(ROOT.glob("*.py"))}
-TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in PATHS.items()}
-
-# What each module imports of ours. A module imports only from the rows above it.
-IMPORTS = {
-    "tokenizer": "",
-    "text": "tokenizer",
-    "files": "",
-    "archive": "",
-    "fetch": "",
-    "settings": "",
-    "runtime": "",
-    "vocabulary": "",
-    "kv_cache": "",
-    "loss": "",
-    "optim": "",
-    "weights": "",
-    "textstats": "",
-    "data": "files text tokenizer",
-    "corpus": "data text tokenizer vocabulary",
-    "model": "kv_cache",
-    "metrics": "files",
-    "room": "files",
-    "checkpoint": "archive files model",
-    "folder": "checkpoint files",
-    "gpt_download": "fetch",
-    "pretrained": "gpt_download model settings weights",
-    "sampling": "runtime",
-    "replay": "kv_cache model runtime",
-    "decoding": "kv_cache model replay sampling",
-    "beam": "decoding model sampling",
-    "writing": "sampling tokenizer",
-    "inference": "model runtime",
-    "scoring": "model tokenizer",
-    "comparison": "corpus files scoring text textstats tokenizer writing",
-    "console": "checkpoint comparison inference model settings tokenizer writing",
-    "generate": "beam checkpoint comparison console decoding inference model pretrained "
-    "runtime sampling scoring tokenizer writing",
-    "run": "checkpoint corpus data folder generate loss metrics model optim room runtime "
-    "settings tokenizer vocabulary writing",
-    "resume": "checkpoint folder metrics pretrained run runtime text tokenizer",
-    "train": "checkpoint comparison files generate inference pretrained resume run runtime "
-    "settings",
-    "merges": "tokenizer",
-    "gguf_file": "checkpoint files merges model tokenizer weights",
-    "export": "checkpoint files generate gguf_file merges metrics model runtime settings "
-    "tokenizer weights",
-    "duel": "runtime",
-    "contestants": "duel loss model optim runtime vocabulary",
-    "bench_generate": "contestants decoding duel gguf_file inference model runtime sampling "
-    "weights",
-    "bench": "bench_generate contestants duel runtime settings",
+# A file imports from what stands above it, or from its own room; what shares a row keeps apart.
+FLOORS = [
+    ["system"],
+    ["model", "tokenizer", "weights"],
+    ["data", "gpt_download"],
+    ["storage"],
+    ["corpus"],
+    ["generation"],
+    ["reports"],
+    ["exchange"],
+    ["training"],
+    ["benchmarks", "train", "generate", "export"],
+    ["bench"],
+]
+FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
+ROOMS = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))
+PATHS = {
+    path.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): path
+    for path in sorted(
+        [*ROOT.glob("*.py"), *(p for room in ROOMS for p in ROOT.glob(f"{room}/*.py"))]
+    )
 }
-SCRIPTS = {"train", "bench", "export"}  # commands that nothing imports
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in PATHS.items()}
+MAX_TOP_FILES = 12
+COMMANDS = {"train", "generate", "export", "bench"}
 UNWANTED = {"utils", "config", "trainer", "helpers", "common"}  # names that say nothing
 HEAVY = {"tensorflow", "matplotlib", "transformers", "gguf", "safetensors"}  # slow, seldom needed
 MAX_FILE_LINES = 300
@@ -69,15 +40,20 @@ MAX_NESTING = 3
 BLOCKS = (ast.If, ast.For, ast.While, ast.With, ast.Try)
 
 
-def imported_names(nodes: Iterator[ast.AST]) -> set[str]:
-    """Top-level names of the modules that the nodes import."""
+def imported_modules(nodes: Iterable[ast.AST]) -> set[str]:
+    """Modules that the nodes import: `from corpus import text` is corpus.text."""
     names = set()
     for node in nodes:
         if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            names.add(node.module.split(".")[0])
+            inner = {f"{node.module}.{alias.name}" for alias in node.names} & PATHS.keys()
+            names |= inner or {node.module}
     return names
+
+
+def imports_of_ours(name: str) -> set[str]:
+    return imported_modules(ast.walk(TREES[name])) & PATHS.keys()
 
 
 def functions() -> dict[str, ast.FunctionDef]:
@@ -102,28 +78,54 @@ def nesting(node: ast.AST) -> int:
 # ---------------------------------------------------------------- who imports whom
 
 
-def test_every_module_imports_what_the_table_says():
-    found = {name: imported_names(ast.walk(tree)) & PATHS.keys() for name, tree in TREES.items()}
-    assert found == {name: set(names.split()) for name, names in IMPORTS.items()}
+@pytest.mark.parametrize("name", PATHS)
+def test_imports_run_one_way(name):
+    room = name.split(".")[0]
+    for other in imports_of_ours(name):
+        other_room = other.split(".")[0]
+        is_above = FLOOR_OF[other_room] < FLOOR_OF[room]
+        assert is_above or (other_room == room and room in ROOMS), f"{name} imports {other}"
 
 
-def test_the_table_has_no_circle():
-    order = list(IMPORTS)
-    for name, names in IMPORTS.items():
-        assert set(names.split()) <= set(order[: order.index(name)]), name
+def test_no_room_has_a_circle():
+    left = {name: imports_of_ours(name) for name in PATHS}
+    while free := [name for name, others in left.items() if not others & left.keys()]:
+        left = {name: others for name, others in left.items() if name not in free}
+    assert left == {}
 
 
-def test_nothing_imports_a_script():
-    imported = {name for names in IMPORTS.values() for name in names.split()}
-    assert imported & SCRIPTS == set()
+def test_nothing_imports_a_command():
+    assert {name for name in PATHS if imports_of_ours(name) & COMMANDS} == set()
+
+
+def test_the_model_imports_nothing_of_ours():
+    assert imports_of_ours("model") == set()
+
+
+def test_the_top_holds_only_what_a_user_runs_or_imports():
+    at_the_top = {name for name in PATHS if "." not in name}
+    assert at_the_top <= FLOOR_OF.keys() - set(ROOMS)
+    assert len(at_the_top) <= MAX_TOP_FILES
+
+
+def test_every_room_says_which_question_it_answers():
+    assert all(ast.get_docstring(TREES[f"{room}.__init__"]).endswith("?") for room in ROOMS)
+
+
+def test_the_tests_have_the_rooms_of_the_product():
+    folders = {path.parent.name for path in ROOT.glob("tests/*/test_*.py")}
+    assert folders == set(ROOMS)
 
 
 def test_every_module_name_says_something():
-    assert PATHS.keys() & UNWANTED == set()
+    assert {name.split(".")[-1] for name in PATHS} & UNWANTED == set()
 
 
 def test_heavy_packages_are_imported_only_where_they_are_needed():
-    at_import = {name: imported_names(tree.body) & HEAVY for name, tree in TREES.items()}
+    at_import = {
+        name: {module.split(".")[0] for module in imported_modules(tree.body)} & HEAVY
+        for name, tree in TREES.items()
+    }
     assert {name for name, heavy in at_import.items() if heavy} == set()
 
 

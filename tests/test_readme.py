@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-import settings
 import train
+from training import settings
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

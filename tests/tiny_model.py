@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from checkpoint import build_model
-from decoding import continue_rows
+from generation.decoding import continue_rows
+from generation.sampling import Sampling
 from model import Transformer
-from sampling import Sampling
+from storage.checkpoint import build_model
 
 V, T = 11, 7
 SIZES = {

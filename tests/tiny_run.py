@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import checkpoint
-import run as run_module
 import train
+from storage import checkpoint
+from training import run as run_module
 
 REPOSITORY = Path(train.__file__).parent
 TEXT_CHARS = 2400

@@ -1,0 +1,86 @@
+"""What a run reads: numbered training batches and validation tokens, made from the text found."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from corpus.text import TEXT_NAMES, find_text_file
+from corpus.token_cache import load_tokens
+from corpus.vocabulary import Vocabulary
+from data import Batches, GPTDatasetV1, split_at_document
+from tokenizer import END_OF_TEXT_ID, GPT2Tokenizer
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The parts of a text that a run needs; ids are GPT-2's."""
+
+    path: Path
+    text_sha256: str
+    num_replaced: int  # invalid byte sequences read as U+FFFD
+    num_train_tokens: int
+    train_ids: np.ndarray  # all of them, mapped from disk
+    batches: Batches
+    vocabulary: Vocabulary
+    val_ids: Tensor  # (N,) int64
+    num_val_bytes: int  # of the text that val_ids[1:] stand for
+
+    def __str__(self) -> str:
+        lines = [
+            f"text      {self.path}, the first found of {', '.join(TEXT_NAMES)}",
+            f"          {self.num_train_tokens:,} tokens to train on, "
+            f"{len(self.val_ids):,} to validate on",
+        ]
+        if self.num_replaced:
+            lines.append(f"          {self.num_replaced:,} invalid sequences read as U+FFFD")
+        if self.vocabulary.num_shared > 1:
+            lines.append(
+                f"          {self.vocabulary.num_shared:,} of GPT-2's tokens do not occur in it: "
+                "they share one row in training"
+            )
+        return "\n".join(lines)
+
+
+def read_corpus(
+    text_folder: Path, tokenizer: GPT2Tokenizer, config: dict[str, Any], *, share_rows: bool
+) -> Corpus:
+    """The corpus that the config asks for, from the first text found in the folder.
+
+    `share_rows` lets tokens that do not occur share one row where they are the majority.
+    """
+    path = find_text_file(text_folder)
+    text = load_tokens(
+        path,
+        tokenizer,
+        cache_parents=[text_folder, Path(config["output_dir"])],
+        replace_invalid=config["replace_invalid_utf8"],
+    )
+    seq_len = config["seq_len"]
+    train_ids, val_ids = split_at_document(text.ids, config["val_fraction"], seq_len=seq_len)
+    val_ids = val_ids[: config["eval_tokens"]].astype(np.int64)
+    return Corpus(
+        path=path,
+        text_sha256=text.text_sha256,
+        num_replaced=text.num_replaced,
+        num_train_tokens=len(train_ids),
+        train_ids=train_ids,
+        batches=Batches(
+            GPTDatasetV1(train_ids, None, seq_len, config["stride"]),
+            config["batch_size"] * config["grad_accum_steps"],
+            seed=config["seed"],
+        ),
+        vocabulary=choose_vocabulary(train_ids, tokenizer.encoding.n_vocab, share_rows=share_rows),
+        val_ids=torch.from_numpy(val_ids),
+        num_val_bytes=len(tokenizer.encoding.decode_bytes(val_ids[1:].tolist())),
+    )
+
+
+def choose_vocabulary(ids: np.ndarray, full_size: int, *, share_rows: bool) -> Vocabulary:
+    """The compact vocabulary of the ids where that saves at least half of the rows."""
+    compact = Vocabulary.of(ids, full_size, also_used=[END_OF_TEXT_ID])
+    is_worth_it = share_rows and compact.size < full_size / 2
+    return compact if is_worth_it else Vocabulary.full(full_size)

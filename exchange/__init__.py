@@ -1,0 +1,1 @@
+"""How do weights come from and go to other programs?"""

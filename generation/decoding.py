@@ -1,0 +1,107 @@
+"""Rows of tokens that a model continues, one token a step.
+
+Shapes: B batch, T time in tokens, C channels, V vocabulary.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from generation.cuda_graph import OneTokenStep
+from generation.kv_cache import KeyValueCache, new_cache
+from generation.sampling import Sampling
+from model import Transformer
+
+REPLAYING = {"cuda"}  # devices that can record a step
+
+
+class Context:
+    """What the model has read of B rows: `logits()` of what comes next, `append` to go on.
+
+    The model sees the last `seq_len` tokens of a row. While they fit, each new token is computed
+    alone, from the cache. Learned positions cannot slide: once a row is longer than the context,
+    every window is read anew, so the logits are those of reading the window without a cache.
+    """
+
+    def __init__(
+        self, model: Transformer, prompts: Sequence[Sequence[int]], *, max_new_tokens: int
+    ) -> None:
+        self.model = model
+        self.rows = [list(prompt) for prompt in prompts]
+        capacity = min(model.seq_len, max(map(len, prompts)) + max_new_tokens)
+        self.cache = new_cache(model, len(prompts), capacity)
+        self.read_one: Callable[[Sequence[int]], Tensor] = partial(next_logits, model, self.cache)
+        if model.device.type in REPLAYING:
+            self.read_one = OneTokenStep(model, self.cache)
+
+    def logits(self) -> Tensor:
+        """Of the next token of each row, (B, V); the next call may overwrite them."""
+        lengths = [len(row) for row in self.rows]
+        is_one_token_new = self.cache.lengths == [length - 1 for length in lengths]
+        if max(lengths) <= self.model.seq_len and is_one_token_new:
+            return self.read_one([row[-1] for row in self.rows])
+        return self.model.head(self._read_windows())
+
+    def append(self, tokens: Sequence[int]) -> None:
+        """Adds one token to each row."""
+        for row, token in zip(self.rows, tokens, strict=True):
+            row.append(token)
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Row i becomes what row `rows[i]` was; the rest is forgotten."""
+        self.rows = [list(self.rows[row]) for row in rows]
+        self.cache.select(rows)
+
+    def _read_windows(self) -> Tensor:
+        """Final states (B, C) of the last token of each row, after reading its window anew."""
+        windows = [row[-self.model.seq_len :] for row in self.rows]
+        lengths = [len(window) for window in windows]
+        padded = [window + [0] * (max(lengths) - len(window)) for window in windows]
+        self.cache.lengths = [0] * len(windows)
+        tokens = torch.tensor(padded, device=self.model.device)
+        hidden = self.model.hidden_states(tokens, self.cache)
+        self.cache.lengths = lengths
+        return hidden[range(len(windows)), [length - 1 for length in lengths]]
+
+
+def next_logits(model: Transformer, cache: KeyValueCache, tokens: Sequence[int]) -> Tensor:
+    """What follows one more token of each row: (B, V)."""
+    latest = torch.tensor(tokens, device=model.device)[:, None]
+    return model.head(model.hidden_states(latest, cache)[:, 0])
+
+
+def continue_rows(
+    model: Transformer,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    *,
+    sampling: Sampling,
+    seeds: Sequence[int],
+    is_over: Callable[[int], bool],
+    poll: Callable[[], None] = lambda: None,
+) -> Iterator[dict[int, int]]:
+    """Step by step, the next token of each row that goes on, by row number.
+
+    Row b draws from its own generator, seeded with `seeds[b]`: its text does not depend on the
+    other rows. It ends when `is_over(b)` is true after a step. `poll` is called before each step
+    and may raise to give up.
+    """
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    active = list(range(len(prompts)))
+    context = Context(model, prompts, max_new_tokens=max_new_tokens)
+    for _ in range(max_new_tokens):
+        poll()
+        with torch.inference_mode():
+            logits = context.logits()
+            sources = [generators[row] for row in active]
+            tokens = sampling.choose(logits, context.rows, sources).tolist()
+        context.append(tokens)
+        yield dict(zip(active, tokens, strict=True))
+        going_on = [i for i, row in enumerate(active) if not is_over(row)]
+        if not going_on:
+            return
+        if len(going_on) < len(active):
+            context.select(going_on)
+            active = [active[i] for i in going_on]

@@ -1,0 +1,107 @@
+"""What attention keeps of the tokens read so far, so that each new token is computed alone.
+
+Shapes: L layers, B batch, H heads, S slots (the capacity), T new tokens, D head size.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from model import Transformer
+
+
+def new_cache(model: Transformer, batch_size: int, capacity: int) -> "KeyValueCache":
+    """Room for what attention keeps of up to `capacity` tokens in each row."""
+    pe, H = model.positional_encoding.pe, model.blocks[0].attention.num_heads
+    shape = (len(model.blocks), batch_size, H, capacity, pe.size(1) // H)
+    return KeyValueCache(torch.zeros((2, *shape), device=pe.device, dtype=pe.dtype))
+
+
+class KeyValueCache:
+    """Keys and values of B rows of tokens, in memory (2, L, B, H, S, D) that is taken once.
+
+    Row b has read `lengths[b]` tokens and its next one gets that position, whatever the other rows
+    have read. Rows of unequal length are read padded at their ends, then `lengths` is set to the
+    real ones: no row sees a slot beyond its own position, and later tokens overwrite the padding.
+    """
+
+    def __init__(self, memory: Tensor) -> None:
+        self.memory = memory
+        self.lengths = [0] * memory.size(2)
+
+    @property
+    def capacity(self) -> int:
+        return self.memory.size(4)
+
+    def extend(self, num_tokens: int) -> Tensor | slice:
+        """Positions of the next tokens, (B, T) or the same for all; `attend` then expects them."""
+        starts, device = self.lengths, self.memory.device
+        self.lengths = [start + num_tokens for start in starts]
+        self._start, self._end = min(starts), max(self.lengths)
+        self._is_even = min(starts) == max(starts)
+        self._mask = None
+        if self._is_even and (num_tokens == 1 or self._start == 0):
+            return slice(self._start, self._end)
+        steps = torch.arange(num_tokens, device=device)
+        self._positions = torch.tensor(starts, device=device)[:, None] + steps
+        slots = torch.arange(self._end, device=device)
+        self._mask = slots <= self._positions[:, None, :, None]  # (B, 1, T, S)
+        return self._positions
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Stores the new keys and values, then mixes for each token all values up to its own."""
+        keys, values = self.memory[:, layer]
+        if self._is_even:
+            keys[:, :, self._start : self._end] = key
+            values[:, :, self._start : self._end] = value
+        else:
+            rows = torch.arange(len(key), device=key.device)[:, None]
+            keys[rows, :, self._positions] = key.transpose(1, 2).to(keys.dtype)  # (B, T, H, D)
+            values[rows, :, self._positions] = value.transpose(1, 2).to(keys.dtype)
+        if self._end == key.size(2):
+            return F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        seen = keys[:, :, : self._end], values[:, :, : self._end]
+        return mixed_values(query, *seen, self._mask)
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Row i becomes what row `rows[i]` was; there may be fewer rows afterwards, never more."""
+        filled = self.memory[:, :, :, :, : max(self.lengths)]
+        filled[:, :, : len(rows)] = filled[:, :, rows]
+        self.memory = self.memory[:, :, : len(rows)]
+        self.lengths = [self.lengths[row] for row in rows]
+
+
+class OneTokenCache:
+    """The memory of a KeyValueCache for steps of one token a row, at `positions` (B, 1).
+
+    No shape and no number in such a step depends on how much has been read: whoever changes the
+    positions in place can repeat its operations as they are.
+    """
+
+    def __init__(self, memory: Tensor, positions: Tensor) -> None:
+        self.memory = memory
+        self.positions = positions
+        self._slots = torch.arange(memory.size(4), device=memory.device)
+
+    def extend(self, num_tokens: int) -> Tensor:
+        """Positions of the next tokens, (B, 1)."""
+        assert num_tokens == 1, f"{num_tokens} tokens at once"
+        places = self.positions[:, None, :, None]
+        self._place, self._mask = places, self._slots <= places  # (B, 1, 1, S)
+        return self.positions
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Stores the new keys and values, then mixes for each token all values up to its own."""
+        keys, values = self.memory[:, layer]
+        place = self._place.expand_as(key)  # (B, H, 1, D)
+        keys.scatter_(2, place, key.to(keys.dtype))
+        values.scatter_(2, place, value.to(keys.dtype))
+        return mixed_values(query, keys, values, self._mask)
+
+
+def mixed_values(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention in the type of the cache: (B, H, T, D), in the query's type."""
+    mixed = F.scaled_dot_product_attention(query.to(keys.dtype), keys, values, attn_mask=mask)
+    return mixed.to(query.dtype)

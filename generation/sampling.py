@@ -1,0 +1,214 @@
+"""How the next token is chosen: filters on logits in a fixed order, then a draw.
+
+Every filter takes logits (B, V) and returns new ones; a token that is out has -inf. The order:
+repetition penalty, no repeated n-grams, temperature, top-k, top-p, min-p, typical.
+
+Shapes: B batch, V vocabulary. A history is the ids of each row so far, prompt included.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from system.errors import NonFiniteError, SamplingError
+
+MANY_TOKENS = 1024  # a nucleus is nearly always smaller; finding so many is cheaper than sorting
+LOWEST = 1e-30  # temperature that float32 can divide by; far colder than any two logits can tell
+History = Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen; SamplingError names every setting that is out of range.
+
+    Temperature 0 is greedy: the likeliest token, after the two rules against repetition.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    typical_p: float | None = None
+    repetition_penalty: float = 1.0
+    no_repeat_ngram: int = 0
+
+    def __post_init__(self) -> None:
+        def is_share(value: float | None) -> bool:
+            return value is None or 0 < value <= 1
+
+        is_right = {
+            f"temperature={self.temperature} is not a number >= 0": 0
+            <= self.temperature
+            < math.inf,
+            f"top_k={self.top_k} is below 1": self.top_k is None or self.top_k >= 1,
+            f"top_p={self.top_p} is not in (0, 1]": is_share(self.top_p),
+            f"min_p={self.min_p} is not in (0, 1]": is_share(self.min_p),
+            f"typical_p={self.typical_p} is not in (0, 1]": is_share(self.typical_p),
+            f"repetition_penalty={self.repetition_penalty} is not a number > 0": (
+                0 < self.repetition_penalty < math.inf
+            ),
+            f"no_repeat_ngram={self.no_repeat_ngram} is below 0": self.no_repeat_ngram >= 0,
+        }
+        problems = [problem for problem, is_fine in is_right.items() if not is_fine]
+        if problems:
+            raise SamplingError("sampling: " + "; ".join(problems))
+
+    def filtered(self, logits: Tensor, history: History) -> Tensor:
+        """The logits to draw from, float32, or with temperature 0 those whose highest is taken."""
+        logits = discourage_repetition(logits.float(), history, self)
+        if self.temperature == 0:
+            return logits
+        # Relative to the highest, so that a tiny temperature cannot overflow.
+        logits = (logits - logits.amax(-1, keepdim=True)) / max(self.temperature, LOWEST)
+        if self.top_k is not None:
+            logits = keep_top_k(logits, self.top_k)
+        if self.top_p is not None:
+            logits = keep_top_p(logits, self.top_p)
+        if self.min_p is not None:
+            logits = keep_min_p(logits, self.min_p)
+        if self.typical_p is not None:
+            logits = keep_typical(logits, self.typical_p)
+        return logits
+
+    def choose(
+        self, logits: Tensor, history: History, generators: Sequence[torch.Generator]
+    ) -> Tensor:
+        """One token id a row, (B,); row b draws from `generators[b]` alone."""
+        check_finite(logits)
+        logits = self.filtered(logits, history)
+        return logits.argmax(-1) if self.temperature == 0 else draw(logits, generators)
+
+
+def next_tokens(logits: Tensor, *, generator: torch.Generator, **settings: Any) -> Tensor:
+    """One token id a row, (B,), by the settings of `Sampling`; all rows draw from one generator."""
+    num_rows = len(logits)
+    return Sampling(**settings).choose(logits, [()] * num_rows, [generator] * num_rows)
+
+
+def check_finite(logits: Tensor) -> None:
+    """NonFiniteError where a row's highest logit is NaN or infinite."""
+    if not logits.amax(-1).isfinite().all():
+        raise NonFiniteError("the model's logits are NaN: its weights are broken, train anew")
+
+
+def draw(logits: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    """A token a row, (B,), with its softmax probability: one uniform number, inverted.
+
+    In float64 and on the CPU, so that a seed means the same on every device.
+    """
+    cumulative = logits.softmax(-1).cpu().double().cumsum(-1)
+    uniform = [torch.rand(1, dtype=torch.float64, generator=source) for source in generators]
+    total = cumulative[:, -1:]
+    # Strictly below the total, so that no rounding leads to a token of probability 0.
+    point = torch.minimum(torch.stack(uniform) * total, total.nextafter(torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, point, right=True)[:, 0].to(logits.device)
+
+
+# ---------------------------------------------------------------- against repetition
+
+
+def discourage_repetition(logits: Tensor, history: History, sampling: Sampling) -> Tensor:
+    if sampling.repetition_penalty != 1:
+        logits = penalize_repetition(logits, history, sampling.repetition_penalty)
+    if sampling.no_repeat_ngram:
+        logits = ban_repeated_ngrams(logits, history, sampling.no_repeat_ngram)
+    return logits
+
+
+def penalize_repetition(logits: Tensor, history: History, penalty: float) -> Tensor:
+    """Tokens of the row's history made less likely for penalty > 1 (Keskar et al. 2019).
+
+    Their logit is divided by the penalty where it is positive, multiplied where it is negative.
+    """
+    is_seen = mark(logits, [set(row) for row in history])
+    penalized = torch.where(logits > 0, logits / penalty, logits * penalty)
+    return torch.where(is_seen, penalized, logits)
+
+
+def ban_repeated_ngrams(logits: Tensor, history: History, n: int) -> Tensor:
+    """-inf for tokens that would complete an n-gram which the row already has.
+
+    A row in which that leaves no token stays as it is.
+    """
+    is_banned = mark(logits, [completions(row, n) for row in history])
+    is_banned &= ~is_banned.all(-1, keepdim=True)
+    return logits.masked_fill(is_banned, -math.inf)
+
+
+def completions(row: Sequence[int], n: int) -> set[int]:
+    """What followed the last n - 1 ids before: completions([1, 2, 3, 1, 2], 3) -> {3}."""
+    row = tuple(row)
+    context = row[len(row) - n + 1 :]
+    starts = range(len(row) - n + 1)
+    return {row[i + n - 1] for i in starts if row[i : i + n - 1] == context}
+
+
+def mark(logits: Tensor, ids: Sequence[set[int]]) -> Tensor:
+    """A mask (B, V) that is true at the ids of each row."""
+    mask = torch.zeros(logits.shape, dtype=torch.bool)
+    for row, row_ids in zip(mask, ids, strict=True):
+        row[list(row_ids)] = True
+    return mask.to(logits.device)
+
+
+# ---------------------------------------------------------------- which tokens are in
+
+
+def keep_top_k(logits: Tensor, k: int) -> Tensor:
+    """(B, V) with all but the k highest logits of each row at -inf; ties with the k-th stay."""
+    lowest_kept = logits.topk(min(k, logits.size(-1))).values[:, -1:]  # (B, 1)
+    return logits.masked_fill(logits < lowest_kept, -math.inf)
+
+
+def keep_top_p(logits: Tensor, p: float) -> Tensor:
+    """(B, V) with the nucleus kept: the fewest tokens whose probabilities reach p, others -inf.
+
+    The token that crosses p belongs to it (Holtzman et al. 2020), so at least one is kept. Of equal
+    tokens the first ids are kept; p = 1 keeps all.
+    """
+    return keep_first(logits, p, preference=logits)
+
+
+def keep_min_p(logits: Tensor, p: float) -> Tensor:
+    """(B, V) without tokens less likely than p times the likeliest (Nguyen et al. 2024)."""
+    return logits.masked_fill(logits < logits.amax(-1, keepdim=True) + math.log(p), -math.inf)
+
+
+def keep_typical(logits: Tensor, p: float) -> Tensor:
+    """(B, V) with the fewest tokens that reach p, the most typical first (Meister et al. 2022).
+
+    Typical is a token whose information is near the entropy of the distribution.
+    """
+    logs = logits.log_softmax(-1)
+    entropy = -(logs.exp() * logs).nansum(-1, keepdim=True)
+    return keep_first(logits, p, preference=-(logs + entropy).abs())
+
+
+def keep_first(logits: Tensor, p: float, *, preference: Tensor) -> Tensor:
+    """(B, V) with the fewest tokens that reach probability p, taken by descending preference."""
+    if p >= 1:
+        return logits
+    probabilities = logits.softmax(-1)
+    for num_tokens in (min(MANY_TOKENS, logits.size(-1)), logits.size(-1)):
+        values, ids = first_by(preference, num_tokens)
+        mass = probabilities.gather(-1, ids)
+        is_in = mass.cumsum(-1) - mass < p
+        # Equal tokens beyond those found have no say if the last one found is clearly out.
+        lowest_in = values.masked_fill(~is_in, math.inf).amin(-1)
+        if (lowest_in > values[:, -1]).all():
+            break
+    is_kept = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, ids, is_in)
+    return logits.masked_fill(~is_kept, -math.inf)
+
+
+def first_by(preference: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
+    """Values and ids (B, num_tokens) by descending preference, equal ones by ascending id."""
+    if num_tokens == preference.size(-1):
+        return preference.sort(descending=True, stable=True)
+    ids = preference.topk(num_tokens).indices.sort().values
+    values, order = preference.gather(-1, ids).sort(descending=True, stable=True)
+    return values, ids.gather(-1, order)

@@ -1,0 +1,74 @@
+"""The picture of a run: losses, perplexity and learning rate."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reports.history import History
+from system.files import write_durably
+
+PLOTTED_POINTS = 300
+
+
+def plot_history(
+    path: Path,
+    history: History,
+    *,
+    tokens_seen: Callable[[int], int],
+    learning_rate: Callable[[int], float],
+) -> None:
+    """Draws losses, perplexity and learning rate against tokens seen into a PNG file.
+
+    `tokens_seen(step)` and `learning_rate(step)` are functions of the number of updates made.
+    """
+    from matplotlib.figure import Figure  # not pyplot: needs no display and keeps no global state
+    from matplotlib.ticker import EngFormatter
+
+    figure = Figure(figsize=(8, 6), layout="constrained")
+    losses, rates = figure.subplots(2, sharex=True, height_ratios=[3, 1])
+
+    steps, means = binned(history.train_losses, max_points=PLOTTED_POINTS)
+    losses.plot([tokens_seen(step) for step in steps], means, lw=1, label="training")
+    evaluations = history.evaluations
+    losses.plot(
+        [evaluation.tokens_seen for evaluation in evaluations],
+        [evaluation.loss for evaluation in evaluations],
+        "o-",
+        ms=4,
+        label="validation",
+    )
+    losses.set(ylabel="loss (nats per token)", title="Training and validation loss")
+    losses.grid(alpha=0.3)
+    losses.legend()
+    add_perplexity_axis(losses)
+
+    steps = range(len(history.train_losses))
+    rates.plot([tokens_seen(step) for step in steps], [learning_rate(step) for step in steps])
+    rates.set(xlabel="tokens seen", ylabel="learning rate", ylim=(0, None))
+    rates.grid(alpha=0.3)
+    rates.xaxis.set_major_formatter(EngFormatter(sep=""))
+    write_durably(path, lambda file: figure.savefig(file, format="png", dpi=120))
+
+
+def add_perplexity_axis(losses: Any) -> None:
+    """A second scale on the right of the loss axes: perplexity = exp(loss)."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    axis = losses.secondary_yaxis(
+        "right", functions=(np.exp, lambda value: np.log(np.maximum(value, 1e-9)))
+    ).yaxis
+    round_numbers = [digit * 10**power for power in range(6) for digit in (1, 2, 5)]
+    axis.set_major_locator(FixedLocator(round_numbers))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axis.set_label_text("perplexity")
+
+
+def binned(values: Sequence[float], *, max_points: int) -> tuple[list[int], list[float]]:
+    """End and mean of equal bins: binned([4, 2, 3], max_points=2) -> ([2, 3], [3.0, 3.0])."""
+    size = max(1, -(-len(values) // max_points))
+    ends = [min(start + size, len(values)) for start in range(0, len(values), size)]
+    means = [float(np.mean(values[start : start + size])) for start in range(0, len(values), size)]
+    return ends, means

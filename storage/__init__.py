@@ -1,0 +1,1 @@
+"""What is a model file, and whose is it?"""

@@ -1,0 +1,225 @@
+"""The file format of a trained model: save, verify, load."""
+
+import math
+import platform
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model import Transformer, build_transformer
+from storage import archive
+from system.errors import BrokenStateError, CheckpointError, OutputError
+from system.files import write_durably
+
+FINAL_NAME = "final_trained_model.pt"
+BEST_NAME = "best_model.pt"
+STEP_NAME = re.compile(r"model_checkpoint_step_(0|[1-9][0-9]*)\.pt")
+ARCHITECTURE = ("embedding_dim", "num_layers", "num_heads", "dropout", "ffn_hidden_dim")
+EMBEDDING = "input_embedding.embedding.weight"
+DTYPES = {torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.bool}
+
+
+def step_path(folder: Path, step: int) -> Path:
+    return folder / f"model_checkpoint_step_{step}.pt"
+
+
+# ---------------------------------------------------------------- writing
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Writes the state so that `torch.load(path)`'s safe default reads it: plain values only.
+
+    Nothing that is not finite is written, and the file is read back before it takes its name.
+    """
+    broken = not_finite(state)
+    if broken:
+        raise BrokenStateError(
+            f"the model diverged ({broken} is not finite, nothing saved to {path}): "
+            "lower learning_rate and resume from the last checkpoint"
+        )
+    state = {**state, "versions": {"torch": torch_version(), "python": platform.python_version()}}
+    write_durably(path, lambda file: torch.save(state, file), verify=check_written)
+
+
+def torch_version() -> str:
+    return str(torch.__version__)
+
+
+def check_written(path: Path) -> None:
+    """OutputError unless the file holds what was meant."""
+    try:
+        with path.open("rb") as file:
+            archive.check(file)
+    except archive.ArchiveError as error:
+        raise OutputError(f"the disk garbled what was written ({path}: {error})") from error
+
+
+# ---------------------------------------------------------------- reading
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The state in a checkpoint, on the CPU; CheckpointError where a byte of it is wrong."""
+    if not path.is_file():
+        kind = "not a file" if path.exists() else "no checkpoint"
+        raise CheckpointError(f"{kind} ({path}): train one with python train.py")
+    try:
+        with path.open("rb") as file:
+            archive.check(file)
+            file.seek(0)
+            state = torch.load(file, map_location="cpu", weights_only=True)
+        check_state(state, num_bytes=path.stat().st_size)
+    except OSError:
+        raise
+    except Exception as error:
+        reason = str(error) if isinstance(error, ValueError) else f"unreadable, {error!r}"
+        reason = " ".join(reason.split())[:300]
+        raise CheckpointError(
+            f"not an intact checkpoint ({path}: {reason}): choose another file, or train again"
+        ) from error
+    written_by = state.get("versions", {}).get("torch", torch_version())
+    if written_by != torch_version():
+        notice = f"notice: {path} was written by torch {written_by}, this is {torch_version()}"
+        print(notice, file=sys.stderr)
+    return state
+
+
+def glance(path: Path) -> tuple[str, int]:
+    """Which run wrote the checkpoint and at which step, without reading its weights."""
+    try:
+        with path.open("rb") as file:
+            archive.check(file, only_pickle=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        run_id, step = state["run_id"], state["step"]
+    except OSError:
+        raise
+    except Exception as error:
+        raise CheckpointError(f"not an intact checkpoint ({path}: {error})") from error
+    if not (isinstance(run_id, str) and isinstance(step, int)):
+        raise CheckpointError(f"not a checkpoint to resume ({path}): it has no run_id and step")
+    return run_id, step
+
+
+# ---------------------------------------------------------------- what a state must be
+
+
+def check_state(state: Any, *, num_bytes: int) -> None:
+    """ValueError unless the state is a model as its config says, finite, of at most `num_bytes`."""
+    if not isinstance(state, dict):
+        raise ValueError(f"it holds {type(state).__name__}, not a dict")
+    missing = [
+        key for key in ("config", "model_state_dict") if not isinstance(state.get(key), dict)
+    ]
+    if missing:
+        raise ValueError(f"no checkpoint of this project: it lacks {' and '.join(missing)}")
+    storages = {}
+    for name, leaf in leaves(state):
+        if isinstance(leaf, Tensor):
+            storages[leaf.untyped_storage().data_ptr()] = check_tensor(name, leaf)
+        elif not isinstance(leaf, (str, int, float, type(None))):
+            raise ValueError(f"{name} is a {type(leaf).__name__}")
+    if sum(storages.values()) > num_bytes:
+        raise ValueError(f"its tensors claim {sum(storages.values()):,} of {num_bytes:,} bytes")
+    check_versions(state.get("versions", {}))
+    check_weights(state["config"], state["model_state_dict"])
+    broken = not_finite(state)
+    if broken:
+        raise ValueError(f"{broken} is not finite")
+
+
+def leaves(state: Any) -> Iterator[tuple[str, Any]]:
+    """All that is not a container, each once, with its place: ("config.seq_len", 128)."""
+    pending, seen = [("", state)], set()
+    while pending:
+        name, value = pending.pop()
+        if not isinstance(value, (dict, list, tuple)):
+            yield name, value
+        elif id(value) not in seen:  # a container may hold itself, or another one 2^30 times
+            seen.add(id(value))
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            pending += [(f"{name}.{key}"[-200:].lstrip("."), child) for key, child in items]
+
+
+def check_tensor(name: str, tensor: Tensor) -> int:
+    """The bytes of the tensor's storage; ValueError unless it is plain and lies within them."""
+    is_plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
+    if not is_plain or tensor.dtype not in DTYPES:
+        raise ValueError(f"{name} is a strange tensor ({tensor.dtype}, {tensor.layout})")
+    num_bytes = tensor.untyped_storage().nbytes()
+    if tensor.numel() * tensor.itemsize > num_bytes:
+        raise ValueError(f"{name} claims the shape {tuple(tensor.shape)} of {num_bytes} bytes")
+    return num_bytes
+
+
+def check_versions(versions: Any) -> None:
+    if not (isinstance(versions, dict) and isinstance(versions.get("torch", ""), str)):
+        raise ValueError("versions is not a dict of strings")
+
+
+def check_weights(config: dict[str, Any], weights: dict[str, Any]) -> None:
+    """ValueError unless the weights have the names and shapes of the config's architecture."""
+    missing = [key for key in ("seq_len", *ARCHITECTURE) if key not in config]
+    if missing:
+        raise ValueError(f"its config lacks {', '.join(missing)}")
+    strange = [name for name, leaf in weights.items() if not isinstance(leaf, Tensor)]
+    if strange or EMBEDDING not in weights or weights[EMBEDDING].dim() != 2:
+        raise ValueError(f"no weights: {(strange or [EMBEDDING])[0]!r}")
+    if not (isinstance(config["num_layers"], int) and config["num_layers"] <= len(weights)):
+        raise ValueError(f"its config has num_layers={config['num_layers']!r}, not so its weights")
+    with torch.device("meta"):  # shapes alone: nothing is allocated
+        expected = build_model(config, weights[EMBEDDING].size(0)).state_dict()
+    differing = [
+        f"{name} {shape_in(weights, name)}, its config wants {shape_in(expected, name)}"
+        for name in expected | weights
+        if shape_in(weights, name) != shape_in(expected, name)
+    ]
+    if differing:
+        raise ValueError("another architecture: " + "; ".join(differing[:3]))
+    if not all(tensor.is_floating_point() for tensor in weights.values()):
+        raise ValueError("its weights are whole numbers")
+
+
+def shape_in(weights: dict[str, Tensor], name: str) -> tuple[int, ...] | None:
+    return tuple(weights[name].shape) if name in weights else None
+
+
+def not_finite(state: Any) -> str | None:
+    """The place of a NaN or an infinity in the state, None where all numbers are finite."""
+    for name, leaf in leaves(state):
+        if isinstance(leaf, float) and not math.isfinite(leaf):
+            return name
+        if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.numel():
+            low, high = leaf.aminmax()  # a NaN comes through, and no copy is made
+            if not math.isfinite(low.item()) or not math.isfinite(high.item()):
+                return name
+    return None
+
+
+# ---------------------------------------------------------------- models
+
+
+def build_model(config: dict[str, Any], vocab_size: int) -> Transformer:
+    """A fresh model of the config's architecture."""
+    return build_transformer(
+        input_vocab_size=vocab_size,
+        input_seq_len=config["seq_len"],
+        **{key: config[key] for key in ARCHITECTURE},
+    )
+
+
+def model_from(state: dict[str, Any]) -> Transformer:
+    """The model that a checkpoint's state describes, in evaluation mode."""
+    weights = state["model_state_dict"]
+    with torch.device("meta"):  # the weights are assigned next, so none are drawn here
+        model = build_model(state["config"], weights[EMBEDDING].size(0))
+    model.load_state_dict(weights, assign=True)
+    return model.eval()
+
+
+def load_model(path: Path) -> Transformer:
+    """The model in a checkpoint file, on the CPU and in evaluation mode."""
+    return model_from(load(path))

@@ -1,0 +1,300 @@
+"""The folder of official files (FAULTS.md, E7 to E10, D4, D6) and reading what is in it."""
+
+import hashlib
+import json
+import math
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gpt2_server import FileServer
+from official_checkpoint import write_official, write_variables
+
+import gpt_download
+from gpt_download import DATA, INDEX, OfficialModel, download_and_load_gpt2, download_gpt2
+from system import fetch
+from system.errors import DownloadError
+from system.fetch import RemoteFile
+
+SETTINGS = {"n_vocab": 11, "n_ctx": 7, "n_embd": 12, "n_head": 3, "n_layer": 2}
+Official = tuple[Path, dict[str, np.ndarray]]  # a folder with a model's files, and its variables
+
+
+@pytest.fixture(scope="module")
+def official(tmp_path_factory: pytest.TempPathFactory) -> Official:
+    """A folder with all the files of a tiny model, and its variables."""
+    folder = tmp_path_factory.mktemp("official")
+    return folder, write_official(folder, SETTINGS)
+
+
+def known(folder: Path, has_hashes: bool = True) -> OfficialModel:
+    """The table's row for the files of a folder."""
+    contents = {name: (folder / name).read_bytes() for name in gpt_download.FILE_NAMES}
+    files = {
+        name: RemoteFile(len(content), hashlib.sha256(content).hexdigest() if has_hashes else None)
+        for name, content in contents.items()
+    }
+    return OfficialModel(SETTINGS, files)
+
+
+@pytest.fixture
+def server(official: Official, monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
+    """The only source, with the tiny model in the place of the 124M one."""
+    monkeypatch.setattr(gpt_download, "MODELS", {"124M": known(official[0])})
+    monkeypatch.setattr(fetch, "BACKOFF_SECONDS", 0.001)
+    monkeypatch.delenv("GPT2_MIRROR", raising=False)
+    with FileServer() as server:
+        server.files = served(official[0])
+        monkeypatch.setattr(gpt_download, "BASE_URL", server.url)
+        yield server
+
+
+def served(folder: Path) -> dict[str, bytes]:
+    return {
+        f"/models/124M/{name}": (folder / name).read_bytes() for name in gpt_download.FILE_NAMES
+    }
+
+
+def flip_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def closed_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def test_every_file_of_a_model_is_fetched_once_and_then_nothing(
+    server: FileServer, official: Official, tmp_path: Path
+) -> None:
+    folder = download_gpt2("124M", tmp_path)
+    assert folder == tmp_path / "124M"
+    assert {path.name for path in folder.iterdir()} == {*gpt_download.FILE_NAMES, ".lock"}
+    assert served(folder) == served(official[0])
+    assert len(server.requests) == 7
+    download_gpt2("124M", tmp_path)
+    assert len(server.requests) == 7
+
+
+def test_files_copied_by_hand_need_no_network(
+    official: Official, server: FileServer, tmp_path: Path
+) -> None:
+    shutil.copytree(official[0], tmp_path / "124M")
+    settings, params = download_and_load_gpt2("124M", tmp_path)
+    assert settings == SETTINGS
+    np.testing.assert_array_equal(params["wte"], official[1]["model/wte"])
+    assert server.requests == []
+    assert not (tmp_path / "124M" / ".lock").exists()  # nothing is written either
+
+
+def test_without_network_the_error_says_what_to_put_where(
+    official: Official,
+    server: FileServer,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    url, mirror = (f"http://127.0.0.1:{closed_port()}/models" for _ in range(2))
+    monkeypatch.setattr(gpt_download, "BASE_URL", url)
+    monkeypatch.setenv("GPT2_MIRROR", mirror)
+    start = time.perf_counter()
+    with pytest.raises(DownloadError) as caught:
+        download_gpt2("124M", tmp_path)
+    assert time.perf_counter() - start < 10
+    wanted = [f"{url}/124M/", f"{mirror}/124M/", str(tmp_path / "124M"), *gpt_download.FILE_NAMES]
+    assert all(text in str(caught.value) for text in wanted)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_host_that_drops_packets_is_given_up_in_the_time_for_connecting(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert 2 * fetch.CONNECT_SECONDS < 10
+    monkeypatch.setattr(fetch, "CONNECT_SECONDS", 1.0)
+    with socket.socket() as full, socket.socket() as first, socket.socket() as second:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        first.connect(full.getsockname())  # fills the queue, so the next ones get no answer
+        second.setblocking(False)
+        second.connect_ex(full.getsockname())
+        start = time.perf_counter()
+        with pytest.raises(DownloadError, match="timed out"):
+            fetch.fetch(
+                [f"http://127.0.0.1:{full.getsockname()[1]}/x"], tmp_path / "x", RemoteFile()
+            )
+    assert time.perf_counter() - start < 3
+
+
+def test_only_the_file_that_rotted_is_fetched_again(server: FileServer, tmp_path: Path) -> None:
+    folder = download_gpt2("124M", tmp_path)
+    for name in (DATA, "vocab.bpe"):
+        server.requests.clear()
+        flip_a_byte(folder / name)
+        download_gpt2("124M", tmp_path)
+        assert [path for path, _ in server.requests] == [f"/models/124M/{name}"]
+
+
+@pytest.mark.parametrize("name", [DATA, INDEX])
+def test_what_only_tensorflow_can_find_rotten_is_fetched_again(
+    server: FileServer,
+    official: Official,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    name: str,
+) -> None:
+    monkeypatch.setitem(gpt_download.MODELS, "124M", known(official[0], has_hashes=False))
+    folder = download_gpt2("124M", tmp_path)
+    flip_a_byte(folder / name)
+    with pytest.warns(UserWarning, match="fetching 124M again"):
+        _, params = download_and_load_gpt2("124M", tmp_path)
+    np.testing.assert_array_equal(params["wte"], official[1]["model/wte"])
+
+
+def test_a_source_with_rotten_weights_is_replaced_by_the_mirror(
+    server: FileServer,
+    official: Official,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setitem(gpt_download.MODELS, "124M", known(official[0], has_hashes=False))
+    path = f"/models/124M/{DATA}"
+    with FileServer() as mirror:
+        mirror.files = dict(server.files)
+        server.files[path] = bytes(len(server.files[path]))
+        monkeypatch.setenv("GPT2_MIRROR", mirror.url)
+        with pytest.warns(UserWarning, match="again"):
+            _, params = download_and_load_gpt2("124M", tmp_path)
+    np.testing.assert_array_equal(params["wte"], official[1]["model/wte"])
+
+
+DOWNLOAD = """
+import json, sys, gpt_download as g
+url, models_dir, files = sys.argv[1:]
+g.BASE_URL = url
+files = {name: g.RemoteFile(*file) for name, file in json.loads(files).items()}
+g.MODELS = {"124M": g.OfficialModel({}, files)}
+g.download_gpt2("124M", models_dir)
+assert "torch" not in sys.modules and "tensorflow" not in sys.modules
+"""
+
+
+def test_of_two_processes_at_once_one_fetches_and_the_other_waits(
+    server: FileServer, official: Official, tmp_path: Path
+) -> None:
+    files = json.dumps(gpt_download.MODELS["124M"].files)
+    command = [sys.executable, "-c", DOWNLOAD, server.url, str(tmp_path), files]
+    home = Path(gpt_download.__file__).parent
+    processes = [subprocess.Popen(command, cwd=home, stderr=subprocess.DEVNULL) for _ in "12"]
+    assert [process.wait(60) for process in processes] == [0, 0]
+    assert len(server.requests) == 7
+    assert served(tmp_path / "124M") == served(official[0])
+
+
+# what must not be trusted
+
+
+@pytest.mark.parametrize("size", ["../124M", "124M/..", "", "117M", "/tmp", "gpt2-small (124M)"])
+def test_only_the_four_sizes_are_names(server: FileServer, tmp_path: Path, size: str) -> None:
+    with pytest.raises(ValueError, match="no such GPT-2 model"):
+        download_and_load_gpt2(size, tmp_path / "models")
+    assert list(tmp_path.iterdir()) == []
+    assert server.requests == []
+
+
+def test_the_files_checkpoint_and_hparams_lead_nowhere(
+    server: FileServer,
+    official: Official,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "124M"
+    shutil.copytree(official[0], folder)
+    write_official(tmp_path / "elsewhere", {**SETTINGS, "n_layer": 3})
+    lure = f'model_checkpoint_path: "{tmp_path}/elsewhere/model.ckpt"\n'
+    (folder / "checkpoint").write_text(lure)
+    (folder / "hparams.json").write_text('{"n_layer": 1000000000}')
+    monkeypatch.setitem(gpt_download.MODELS, "124M", known(folder))
+    settings, params = download_and_load_gpt2("124M", tmp_path)
+    assert settings == SETTINGS
+    assert len(params["blocks"]) == 2
+    with pytest.raises(ValueError, match="a folder"):
+        gpt_download.load_gpt2_params_from_tf_ckpt(folder, SETTINGS)
+
+
+def test_the_table_agrees_with_itself() -> None:
+    for model in gpt_download.MODELS.values():
+        shapes = gpt_download.variable_shapes(model.settings).values()
+        assert model.files[DATA].size == 4 * sum(math.prod(shape) for shape in shapes)
+        assert tuple(model.files) == gpt_download.FILE_NAMES
+        assert model.settings["n_embd"] == 64 * model.settings["n_head"]
+
+
+# reading
+
+
+def test_what_tensorflow_wrote_is_read_bit_for_bit(
+    official: Official, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder, arrays = official
+    params = gpt_download.load_gpt2_params_from_tf_ckpt(folder / "model.ckpt", SETTINGS)
+    assert params.keys() == {"wte", "wpe", "g", "b", "blocks"}
+    np.testing.assert_array_equal(params["g"], arrays["model/ln_f/g"])
+    for i, block in enumerate(params["blocks"]):
+        for part, layer, leaf in [("attn", "c_attn", "w"), ("mlp", "c_proj", "b")]:
+            array = arrays[f"model/h{i}/{part}/{layer}/{leaf}"]
+            np.testing.assert_array_equal(block[part][layer][leaf], array.squeeze())
+        np.testing.assert_array_equal(block["ln_2"]["b"], arrays[f"model/h{i}/ln_2/b"])
+    assert capfd.readouterr() == ("", "")
+
+
+def test_variables_that_do_not_belong_are_all_listed(official: Official, tmp_path: Path) -> None:
+    arrays = dict(official[1])
+    arrays["model/extra"] = arrays.pop("model/wpe")
+    arrays["model/ln_f/g"] = arrays["model/ln_f/g"].astype(np.float64)
+    arrays["model/wte"] = arrays["model/wte"][:5]
+    write_variables(tmp_path, arrays)
+    with pytest.raises(ValueError, match="not the GPT-2 of") as caught:
+        gpt_download.load_gpt2_params_from_tf_ckpt(tmp_path / "model.ckpt", SETTINGS)
+    problems = str(caught.value)
+    assert (
+        "model/wpe is missing; model/extra is unknown; model/ln_f/g is ('float64', 12)" in problems
+    )
+    assert "model/wte is ('float32', 5, 12) instead of ('float32', 11, 12)" in problems
+
+
+def test_a_checkpoint_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DownloadError, match=f"not a whole .*{tmp_path}/model.ckpt"):
+        gpt_download.load_gpt2_params_from_tf_ckpt(tmp_path / "model.ckpt", SETTINGS)
+
+
+def test_without_tensorflow_nothing_is_fetched_and_the_way_out_is_told(
+    server: FileServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    with pytest.raises(DownloadError, match="pip install tensorflow"):
+        download_and_load_gpt2("124M", tmp_path)
+    with pytest.raises(DownloadError, match="pip install tensorflow"):
+        gpt_download.load_gpt2_params_from_tf_ckpt(tmp_path / "model.ckpt", SETTINGS)
+    assert server.requests == []
+
+
+def test_a_broken_tensorflow_is_no_reason_to_fetch_again(
+    server: FileServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    download_gpt2("124M", tmp_path)
+    broken = tmp_path / "modules" / "tensorflow"
+    broken.mkdir(parents=True)
+    (broken / "__init__.py").write_text("raise ImportError('no such symbol')")
+    monkeypatch.delitem(sys.modules, "tensorflow")
+    monkeypatch.syspath_prepend(broken.parent)
+    with pytest.raises(DownloadError, match="no such symbol"):
+        download_and_load_gpt2("124M", tmp_path)
+    assert len(server.requests) == 7

@@ -1,0 +1,227 @@
+"""Numbers about a run: the validation loss against a naive one, the history, the plot."""
+
+import io
+import math
+from pathlib import Path
+
+import matplotlib.figure
+import pytest
+import torch
+from torch import Tensor
+
+from model import Transformer, build_transformer
+from reports.history import Evaluation, History, Progress
+from reports.plot import binned, plot_history
+from training.evaluation import bits_per_byte, mean_loss
+from training.loss import NextTokenLoss
+
+V, T = 11, 7
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture
+def model() -> Transformer:
+    torch.manual_seed(0)
+    model = build_transformer(V, T, 12, 2, 3, 0.5, 20)
+    torch.nn.init.normal_(model.input_embedding.embedding.weight)  # losses that differ much
+    return model
+
+
+def some_ids(length: int) -> Tensor:
+    return torch.randint(V, (length,), generator=torch.Generator().manual_seed(1))
+
+
+def history_of(losses: list[float], train_losses: list[float] | None = None) -> History:
+    """Evaluations with these losses at the steps 0, 10, 20, ..."""
+    evaluations = [Evaluation(10 * i, 1000 * i, loss, loss / 3) for i, loss in enumerate(losses)]
+    return History(train_losses or [], evaluations)
+
+
+# ---------------------------------------------------------------- evaluation
+
+
+@torch.no_grad()
+def naive_mean_loss(model: Transformer, ids: Tensor) -> float:
+    """Token by token: each window of T, its last one shorter, forgets what was before it."""
+    losses = []
+    for i in range(len(ids) - 1):
+        window = ids[i // T * T : i + 1]
+        losses.append(-model(window[None])[0, -1].log_softmax(-1)[ids[i + 1]].item())
+    return sum(losses) / len(losses)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 100])
+@pytest.mark.parametrize("length", [2, T, T + 1, T + 2, 5 * T + 4])
+def test_mean_loss_is_the_mean_over_all_tokens_for_any_batch_size(model, length, batch_size):
+    ids = some_ids(length)
+    loss = mean_loss(NextTokenLoss(model), ids, seq_len=T, batch_size=batch_size)
+    expected = naive_mean_loss(model.eval(), ids)
+    assert loss == pytest.approx(expected, rel=1e-5)  # float32, tens of terms
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+def test_evaluation_restores_the_mode_and_leaves_no_gradient(model, is_training):
+    objective = NextTokenLoss(model).train(is_training)
+    mean_loss(objective, some_ids(20), seq_len=T, batch_size=2)
+    assert {module.training for module in objective.modules()} == {is_training}
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert torch.is_grad_enabled()
+
+
+def test_poll_can_leave_an_evaluation_between_batches(model):
+    calls = []
+
+    def poll() -> None:
+        calls.append(model.training)
+        if len(calls) == 3:
+            raise InterruptedError
+
+    objective = NextTokenLoss(model).train()
+    with pytest.raises(InterruptedError):
+        mean_loss(objective, some_ids(100), seq_len=T, batch_size=2, poll=poll)
+    assert calls == [False, False, False]
+    assert model.training
+
+
+def test_bits_per_byte_of_a_fair_guess_among_256_bytes_is_eight():
+    assert bits_per_byte(math.log(256), num_tokens=5, num_bytes=5) == pytest.approx(8)
+    assert bits_per_byte(math.log(2), num_tokens=10, num_bytes=40) == pytest.approx(0.25)
+
+
+def test_perplexity_is_exp_of_the_loss_and_inf_where_that_overflows():
+    perplexities = [Evaluation(0, 0, loss, 1.0).perplexity for loss in (0.0, 2.0, 710.0, math.inf)]
+    assert perplexities == [1.0, math.exp(2.0), math.inf, math.inf]
+
+
+# ---------------------------------------------------------------- history
+
+
+def test_a_history_comes_back_from_a_file_bit_for_bit():
+    history = history_of([3.0, 0.1 + 0.2], train_losses=[1 / 3, 1e-300, 7.0])
+    file = io.BytesIO()
+    torch.save(history.state_dict(), file)
+    file.seek(0)
+    assert History.from_state_dict(torch.load(file, weights_only=True)) == history
+
+
+def test_an_empty_history_comes_back_empty():
+    assert History.from_state_dict(History().state_dict()) == History()
+
+
+@pytest.mark.parametrize(
+    ("losses", "best_step", "num_since"),
+    [([3.0], 0, 0), ([3, 2, 1], 20, 0), ([3, 1, 2, 2], 10, 2), ([1, 1, 1], 0, 2)],
+)
+def test_the_best_evaluation_is_the_first_of_the_lowest(losses, best_step, num_since):
+    history = history_of(losses)
+    assert history.best.step == best_step
+    assert history.num_evaluations_since_best == num_since
+
+
+def test_a_step_is_evaluated_once_it_is_in_the_history():
+    history = history_of([3.0, 2.0])
+    assert [history.is_evaluated(step) for step in (0, 5, 10)] == [True, False, True]
+
+
+def test_a_report_averages_the_training_losses_since_the_evaluation_before():
+    history = history_of([5.0, 4.0, 3.0], train_losses=[9.0] * 10 + [2.0] * 5 + [3.0] * 5)
+    report = history.report()
+    assert "step     20" in report
+    assert "train 2.500  val 3.000  ppl 20.1  bits/byte 1.000" in report
+
+
+def test_the_report_at_step_0_has_no_training_loss_yet():
+    assert "val 5.000" in history_of([5.0]).report()
+
+
+def test_progress_shows_the_pace_of_the_last_fifty_updates():
+    progress = Progress()
+    assert str(progress) == ""
+    numbers = {"loss": 2.5, "learning_rate": 3e-4, "grad_norm": 0.25, "memory_bytes": 1_500_000_000}
+    progress.add(num_tokens=1, seconds=1e6, **numbers)
+    for _ in range(50):
+        progress.add(num_tokens=100, seconds=0.05, **numbers)
+    assert str(progress) == "loss 2.500  lr 3.0e-04  norm 0.25  2,000 tok/s  1.5 GB"
+
+
+# ---------------------------------------------------------------- the plot
+
+
+@pytest.mark.parametrize(
+    ("values", "max_points", "expected"),
+    [
+        ([], 3, ([], [])),
+        ([4, 2, 3], 2, ([2, 3], [3.0, 3.0])),
+        ([1, 2, 3], 3, ([1, 2, 3], [1.0, 2.0, 3.0])),
+        ([1, 2, 3], 300, ([1, 2, 3], [1.0, 2.0, 3.0])),
+        ([1, 2, 3, 4, 5, 6, 7], 3, ([3, 6, 7], [2.0, 5.0, 7.0])),
+        ([5], 1, ([1], [5.0])),
+    ],
+)
+def test_bins_have_the_mean_of_their_values_and_end_where_they_end(values, max_points, expected):
+    assert binned(values, max_points=max_points) == expected
+
+
+@pytest.fixture
+def drawn(monkeypatch) -> list[matplotlib.figure.Figure]:
+    """Every figure that is saved from now on."""
+    figures = []
+    save = matplotlib.figure.Figure.savefig
+
+    def savefig(figure: matplotlib.figure.Figure, *arguments: object, **options: object) -> None:
+        figures.append(figure)
+        save(figure, *arguments, **options)
+
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", savefig)
+    return figures
+
+
+def plot(folder: Path, history: History) -> bytes:
+    path = folder / "losses.png"
+    plot_history(
+        path,
+        history,
+        tokens_seen=lambda step: 100 * step,
+        learning_rate=lambda step: 1e-3 / (step + 1),
+    )
+    assert [file.name for file in folder.iterdir()] == ["losses.png"]
+    return path.read_bytes()
+
+
+def test_the_plot_has_both_losses_perplexity_and_the_learning_rate(tmp_path, drawn):
+    history = history_of([5.0, 4.0, 3.0], train_losses=[5 - 0.1 * i for i in range(20)])
+    image = plot(tmp_path, history)
+    assert image.startswith(PNG_SIGNATURE)
+    assert len(image) > 10_000
+
+    losses, rates = drawn[0].axes
+    training, validation = losses.get_lines()
+    assert [text.get_text() for text in losses.get_legend().get_texts()] == [
+        "training",
+        "validation",
+    ]
+    assert training.get_xdata()[-1] == 100 * 20
+    assert list(validation.get_xdata()) == [0, 1000, 2000]
+    assert list(validation.get_ydata()) == [5.0, 4.0, 3.0]
+    assert rates.get_lines()[0].get_ydata()[1] == 5e-4
+    assert losses.get_ylabel() == "loss (nats per token)"
+    assert (rates.get_xlabel(), rates.get_ylabel()) == ("tokens seen", "learning rate")
+
+
+def test_the_perplexity_axis_agrees_with_the_loss_axis(tmp_path, drawn):
+    plot(tmp_path, history_of([5.0, 4.0], train_losses=[5.0] * 10))
+    losses = drawn[0].axes[0]
+    (perplexity,) = losses.child_axes
+    assert perplexity.get_ylabel() == "perplexity"
+    assert perplexity.get_ylim() == pytest.approx([math.exp(loss) for loss in losses.get_ylim()])
+    labels = [label.get_text() for label in perplexity.yaxis.get_ticklabels()]
+    assert {"50", "100"} <= set(labels)  # exp(4) = 55, exp(5) = 148
+
+
+def test_the_plot_can_be_drawn_before_the_first_update(tmp_path):
+    assert plot(tmp_path, history_of([10.8])).startswith(PNG_SIGNATURE)
+
+
+def test_a_loss_of_inf_does_not_stop_the_plot(tmp_path):
+    history = history_of([10.8, math.inf, 3.0], train_losses=[1.0] * 20)
+    assert plot(tmp_path, history).startswith(PNG_SIGNATURE)

@@ -1,0 +1,201 @@
+"""A damaged checkpoint is named and never used; the one before it goes on."""
+
+import random
+import time
+import zipfile
+
+import pytest
+import torch
+from tiny_run import canonical, fingerprint, tiny_state
+
+from storage import checkpoint, run_folder
+from system.errors import CheckpointError
+
+
+@pytest.fixture
+def model_path(tmp_path):
+    path = tmp_path / "model_checkpoint_step_3.pt"
+    checkpoint.save(path, tiny_state(3))
+    return path
+
+
+def test_a_checkpoint_cut_at_any_byte_is_refused(model_path):
+    for size in reversed(range(model_path.stat().st_size)):
+        with model_path.open("r+b") as file:
+            file.truncate(size)
+        with pytest.raises(CheckpointError, match="not an intact checkpoint"):
+            checkpoint.load(model_path)
+
+
+def test_a_flipped_bit_in_any_byte_is_found_or_changes_nothing(model_path):
+    chance = random.Random(0)
+    size = model_path.stat().st_size
+    num_found = num_bits_found(model_path, [(at, chance.randrange(8)) for at in range(size)])
+    assert num_found > size / 3  # the rest is padding, dates and attributes
+
+
+@pytest.mark.slow
+def test_every_bit_that_flips_is_found_or_changes_nothing(model_path):
+    size = model_path.stat().st_size
+    assert num_bits_found(model_path, [(at, bit) for at in range(size) for bit in range(8)]) > size
+
+
+def num_bits_found(path, places: list[tuple[int, int]]) -> int:
+    """How many files with one bit flipped `load` refuses; AssertionError if one deceives it."""
+    intact, expected = path.read_bytes(), canonical(checkpoint.load(path))
+    num_found = 0
+    for at, bit in places:
+        damaged = bytearray(intact)
+        damaged[at] ^= 1 << bit
+        path.write_bytes(damaged)
+        try:
+            state = checkpoint.load(path)
+        except CheckpointError:
+            num_found += 1
+        else:
+            assert canonical(state) == expected, f"bit {bit} of byte {at} changed the state"
+    return num_found
+
+
+def test_torch_alone_would_load_such_a_file_as_another_model(model_path):
+    intact = model_path.read_bytes()
+    expected = canonical(checkpoint.load(model_path))
+    with zipfile.ZipFile(model_path) as archive:
+        entry = archive.getinfo("archive/data/0")
+        weights = archive.read(entry)
+    damaged = bytearray(intact)
+    damaged[intact.index(weights, entry.header_offset)] ^= 1
+    model_path.write_bytes(damaged)
+    assert canonical(torch.load(model_path, weights_only=True)) != expected
+    with pytest.raises(CheckpointError, match="data/0 has a wrong checksum"):
+        checkpoint.load(model_path)
+
+
+@pytest.mark.parametrize("kind", ["cut", "flipped", "text", "empty", "zeros", "moved away"])
+def test_the_generation_before_a_damaged_one_goes_on_and_the_user_is_told(tmp_path, kind):
+    for step in (3, 6):
+        checkpoint.save(checkpoint.step_path(tmp_path, step), tiny_state(step))
+    newest = checkpoint.step_path(tmp_path, 6)
+    whole = newest.read_bytes()
+    middle = whole.index(b"\x80\x02}")  # the pickle starts here
+    damaged = {
+        "cut": whole[:-1],
+        "flipped": whole[:middle] + b"\x81" + whole[middle + 1 :],
+        "text": b"<html>404</html>",
+        "empty": b"",
+        "zeros": bytes(len(whole)),
+    }
+    if kind == "moved away":
+        newest.unlink()
+    else:
+        newest.write_bytes(damaged[kind])
+    path, state, skipped = run_folder.newest_intact(tmp_path)
+    assert (path, state["step"]) == (checkpoint.step_path(tmp_path, 3), 3)
+    assert ["step_6" in reason for reason in skipped] == [True] * (kind != "moved away")
+
+
+def test_a_read_error_falls_back_too(tmp_path, monkeypatch):
+    for step in (3, 6):
+        checkpoint.save(checkpoint.step_path(tmp_path, step), tiny_state(step))
+    load = checkpoint.load
+
+    def with_bad_sector(path):
+        if "step_6" in path.name:
+            raise OSError(5, "Input/output error", str(path))
+        return load(path)
+
+    monkeypatch.setattr(run_folder, "load", with_bad_sector)
+    path, _, skipped = run_folder.newest_intact(tmp_path)
+    assert path.name == "model_checkpoint_step_3.pt"
+    assert "Input/output error" in skipped[0]
+
+
+def test_only_damaged_checkpoints_are_an_error_and_never_a_silent_start_from_scratch(tmp_path):
+    for step in (3, 6):
+        checkpoint.step_path(tmp_path, step).write_bytes(b"torn")
+    with pytest.raises(CheckpointError, match=r"step_3.*step_6.*start afresh without --resume"):
+        run_folder.newest_intact(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"<html></html>", bytes(5000), b"PK\x05\x06"])
+def test_other_files_called_pt_are_refused(tmp_path, content):
+    path = tmp_path / "model.pt"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="not an intact checkpoint"):
+        checkpoint.load(path)
+    with pytest.raises(CheckpointError, match="not a file"):
+        checkpoint.load(tmp_path)
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        checkpoint.load(tmp_path / "none.pt")
+
+
+def test_nan_and_infinity_are_refused_and_their_tensor_is_named(tmp_path):
+    for value in (float("nan"), float("inf"), -float("inf")):
+        state = tiny_state()
+        state["model_state_dict"]["final_norm.bias"][1] = value
+        torch.save(state, tmp_path / "model.pt")
+        with pytest.raises(CheckpointError, match=r"final_norm\.bias is not finite"):
+            checkpoint.load(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"config": None}, "lacks config"),
+        ({"model_state_dict": []}, "lacks model_state_dict"),
+        ({"extra": object}, "builtin.* object"),
+        ({"history": {1, 2}}, "set"),
+        ({"history": [1j]}, "complex"),
+        ({"versions": 5}, "versions"),
+    ],
+)
+def test_states_of_another_structure_are_refused(tmp_path, change, complaint):
+    torch.save(tiny_state(**change), tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match=complaint):
+        checkpoint.load(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "complaint"),
+    [
+        ("embedding_dim", 4, r"\(3, 2\), its config wants \(3, 4\)"),
+        ("num_layers", 2, r"blocks\.1\..* None, its config wants"),
+        ("num_layers", 10**9, "num_layers=1000000000"),
+        ("seq_len", 2**70, "unreadable"),
+        ("num_heads", 3, "not a multiple"),
+        ("dropout", "much", "unreadable"),
+    ],
+)
+def test_weights_that_do_not_fit_their_config_are_refused(tmp_path, key, value, complaint):
+    state = tiny_state()
+    state["config"] = {**state["config"], key: value}
+    torch.save(state, tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match=complaint):
+        checkpoint.load(tmp_path / "model.pt")
+
+
+def test_a_checkpoint_from_a_gpu_of_another_torch_loads_here_and_says_so(tmp_path, capsys):
+    path = tmp_path / "model.pt"
+    state = tiny_state(config={**tiny_state()["config"], "device": "auto"})
+    torch.save(state | {"versions": {"torch": "2.9.0+cu128"}}, tmp_path / "cpu.pt")
+    with zipfile.ZipFile(tmp_path / "cpu.pt") as source, zipfile.ZipFile(path, "w") as target:
+        for entry in source.infolist():
+            content = source.read(entry)
+            target.writestr(entry, content.replace(b"\x03\0\0\0cpu", b"\x06\0\0\0cuda:0"))
+    state = checkpoint.load(path)
+    assert state["model_state_dict"][checkpoint.EMBEDDING].device.type == "cpu"
+    assert "2.9.0+cu128" in capsys.readouterr().err
+    assert fingerprint(path) == fingerprint(tmp_path / "cpu.pt")
+
+
+@pytest.mark.slow
+def test_verification_of_a_124m_checkpoint_takes_less_than_a_second(tmp_path):
+    path = tmp_path / "model.pt"
+    big = tiny_state(moments=[torch.ones(1 << 20) for _ in range(3 * 124)])
+    checkpoint.save(path, big)
+    torch.load(path, weights_only=True)  # its pages are in memory from here on
+    start = time.perf_counter()
+    with path.open("rb") as file:
+        checkpoint.archive.check(file)
+    assert checkpoint.not_finite(big) is None
+    assert time.perf_counter() - start < 1

@@ -1,0 +1,141 @@
+"""The command as a user meets it: one line, a documented code, a traceback only on request."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_run import CONFIG, train_quickly
+
+from storage import checkpoint, run_folder
+from system.errors import FolderInUseError
+from system.files import only_writer
+from training import run as run_module
+
+REPOSITORY = Path(__file__).parent.parent
+OPTIONS = [f"--{key}={value}" for key, value in CONFIG.items() if value is not False]
+
+
+def command(*options: str, script: str = "train.py", **more) -> subprocess.CompletedProcess:
+    environment = {**os.environ, **more.pop("env", {})}
+    line = [sys.executable, str(REPOSITORY / script), *options]
+    return subprocess.run(
+        line, env=environment, capture_output=True, text=True, check=False, **more
+    )
+
+
+def test_a_foreseen_error_is_one_line_and_its_traceback_comes_on_request(tmp_path):
+    (tmp_path / "data.txt").write_text("")
+    done = command(cwd=tmp_path)
+    assert done.returncode == 3
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: ")
+    shown = command(cwd=tmp_path, env={"TRACEBACK": "1"})
+    assert shown.returncode == 3
+    assert "Traceback" in shown.stderr
+    assert shown.stderr.endswith(done.stderr)
+
+
+@pytest.mark.parametrize("streams", ["| head -n 1", ">&-", ">&- 2>&-", "2>&1 | head -n 1"])
+def test_training_without_a_reader_of_its_output_reaches_its_end(place, streams):
+    line = f'"$0" "$@" {streams}'
+    script = [sys.executable, str(REPOSITORY / "train.py"), *OPTIONS, "--num_epochs=1"]
+    done = subprocess.run(
+        ["bash", "-c", line, *script], cwd=place, capture_output=True, text=True, check=False
+    )
+    assert "Traceback" not in done.stdout + done.stderr
+    assert (place / "final_trained_model.pt").exists()
+
+
+def test_generate_refuses_a_damaged_checkpoint_with_one_line(tmp_path):
+    (tmp_path / "model.pt").write_bytes(b"torn")
+    done = command("--prompt=a", "--checkpoint=model.pt", script="generate.py", cwd=tmp_path)
+    assert done.returncode == 4
+    assert done.stderr.startswith("error: not an intact checkpoint (model.pt")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_second_writer_is_named_and_a_dead_ones_lock_is_free(tmp_path):
+    holder = "import files, pathlib, os\nwith files.only_writer(pathlib.Path('.')): "
+    place = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(REPOSITORY)}}
+    waiting = [sys.executable, "-c", holder + "print('held', flush=True); input()"]
+    with subprocess.Popen(
+        waiting, stdin=subprocess.PIPE, stdout=subprocess.PIPE, **place
+    ) as process:
+        process.stdout.readline()
+        in_use = pytest.raises(FolderInUseError, match=f"process {process.pid}")
+        with in_use as caught, only_writer(tmp_path):
+            pass
+        assert caught.value.exit_code == 2
+        process.kill()
+    with only_writer(tmp_path):
+        pass
+
+
+def test_no_home_and_no_temporary_folder_are_needed(place):
+    nowhere = "/proc/nowhere"  # not even root can make it
+    environment = {key: value for key, value in os.environ.items() if key != "HOME"}
+    for name in ("TMPDIR", "TMP", "TEMP", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
+        environment[name] = nowhere
+    for home in ({}, {"HOME": nowhere}):
+        line = [sys.executable, str(REPOSITORY / "train.py"), *OPTIONS, "--num_epochs=1"]
+        trained = subprocess.run(
+            line, env=environment | home, capture_output=True, text=True, check=False
+        )
+        assert trained.returncode == 0, trained.stderr
+        assert (place / "training_losses.png").exists()
+        line = [sys.executable, str(REPOSITORY / "generate.py"), "--max-new-tokens=3"]
+        written = subprocess.run(
+            line, env=environment | home, capture_output=True, text=True, check=False
+        )
+        assert written.returncode == 0, written.stderr
+
+
+@pytest.mark.parametrize(
+    ("script", "options", "code", "line"),
+    [
+        ("train.py", ["--warmup_steps=999999"], 2, "warmup_steps=999999"),
+        ("train.py", ["--embedding_dim=10", "--num_heads=4"], 2, "embedding_dim=10"),
+        ("bench.py", ["train", "--steps=0"], 2, "steps=0"),
+        ("bench.py", ["train", "--device=cuda:99"], 2, "device=cuda:99"),
+        ("export.py", ["--to=gguf", "new.gguf"], 4, "final_trained_model.pt"),
+        ("export.py", ["--to=gguf", "none/new.gguf"], 6, "none"),
+        ("generate.py", ["--prompt=a"], 4, "python train.py"),
+    ],
+)
+def test_every_command_has_its_code_and_one_line(place, script, options, code, line):
+    done = command(*(OPTIONS if script == "train.py" else []), *options, script=script)
+    assert done.returncode == code, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert line in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_an_output_folder_that_is_deleted_in_the_run_is_made_again(place, monkeypatch):
+    output = place / "output"
+    output.mkdir()
+    update = run_module.Run.update
+
+    def delete_and_update(run):
+        if run.step == 4:
+            shutil.rmtree(output)
+        update(run)
+
+    monkeypatch.setattr(run_module.Run, "update", delete_and_update)
+    assert train_quickly(output_dir=str(output)) == output / "final_trained_model.pt"
+    assert checkpoint.load(output / "final_trained_model.pt")["step"] > 4
+
+
+@pytest.mark.parametrize("times", ["equal", "backwards"])
+def test_the_newest_checkpoint_is_that_of_the_last_step_whatever_the_clock_says(place, times):
+    train_quickly(num_epochs=1)
+    paths = sorted(place.glob("model_checkpoint_step_*.pt"), key=lambda path: len(path.name))
+    steps = [checkpoint.load(path)["step"] for path in paths]
+    assert len(paths) == CONFIG["keep_checkpoints"]
+    for age, step in enumerate(sorted(steps)):
+        stamp = 10**9 - 1000 * age * (times == "backwards")
+        os.utime(checkpoint.step_path(place, step), (stamp, stamp))
+    path, state, _ = run_folder.newest_intact(place)
+    assert (path, state["step"]) == (checkpoint.step_path(place, max(steps)), max(steps))

@@ -1,0 +1,305 @@
+"""Downloads from a server that misbehaves as FAULTS.md, E1 to E6 and D5, says."""
+
+import hashlib
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from email.utils import formatdate
+from pathlib import Path
+
+import pytest
+from gpt2_server import FileServer, Handler, cut, drip, hang_at, reply, serve
+
+from system import fetch
+from system.errors import DownloadError
+from system.fetch import RemoteFile
+
+CONTENT = random.Random(0).randbytes(300_007)
+FILE = RemoteFile(len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
+PATH = "/models/file"
+
+
+@pytest.fixture(autouse=True)
+def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr(fetch, "STALL_SECONDS", 0.4)
+
+
+@pytest.fixture
+def server() -> Iterator[FileServer]:
+    with FileServer() as server:
+        server.files[PATH] = CONTENT
+        yield server
+
+
+@pytest.fixture
+def mirror() -> Iterator[FileServer]:
+    with FileServer() as mirror:
+        mirror.files[PATH] = CONTENT
+        yield mirror
+
+
+def fetched(folder: Path, *servers: FileServer, file: RemoteFile = FILE) -> bytes:
+    fetch.fetch([f"{server.url}/file" for server in servers], folder / "file", file)
+    assert [path.name for path in folder.iterdir()] == ["file"]
+    return (folder / "file").read_bytes()
+
+
+def refusal(folder: Path, *servers: FileServer, file: RemoteFile = FILE) -> str:
+    with pytest.raises(DownloadError) as caught:
+        fetched(folder, *servers, file=file)
+    assert not (folder / "file").exists()
+    return str(caught.value)
+
+
+# E1, E2: cut connections and killed processes
+
+
+@pytest.mark.parametrize("has_length", [True, False])
+def test_a_connection_cut_at_twenty_bytes_is_continued(
+    server: FileServer, tmp_path: Path, has_length: bool
+) -> None:
+    cuts = sorted(random.Random(1).sample(range(len(CONTENT)), 20))
+    server.script.extend(cut(until, has_length) for until in cuts)
+    assert fetched(tmp_path, server) == CONTENT
+    assert server.num_sent == len(CONTENT)  # not a byte twice
+    assert len(server.requests) == 21
+
+
+def test_a_server_that_always_cuts_is_given_up(server: FileServer, tmp_path: Path) -> None:
+    server.script.extend([cut(5000)] * 100)
+    assert "295007 more expected" in refusal(tmp_path, server)
+    assert len(server.requests) == 1 + fetch.MAX_FAILURES
+
+
+FETCH = """
+import sys, pathlib, fetch
+url, path, size, sha256 = sys.argv[1:]
+fetch.fetch([url], pathlib.Path(path), fetch.RemoteFile(int(size), sha256))
+"""
+
+
+def kill_at(until: int, server: FileServer, arguments: list[str]) -> int:
+    """The bytes sent to a process that fetches and is killed when byte `until` has been sent."""
+    server.is_hanging.clear()
+    server.script.append(hang_at(until))
+    num_sent = server.num_sent
+    process = subprocess.Popen(
+        [sys.executable, "-c", FETCH, *arguments],
+        cwd=Path(fetch.__file__).parent.parent,
+        stderr=subprocess.DEVNULL,
+    )
+    assert server.is_hanging.wait(30)
+    process.kill()
+    process.wait()
+    return server.num_sent - num_sent
+
+
+def test_of_a_process_killed_at_twenty_bytes_at_most_a_megabyte_is_fetched_again(
+    server: FileServer, tmp_path: Path
+) -> None:
+    content = server.files[PATH] = random.Random(2).randbytes(20_000_000)
+    file = RemoteFile(len(content), hashlib.sha256(content).hexdigest())
+    arguments = [f"{server.url}/file", str(tmp_path / "file"), str(file.size), file.sha256]
+    cuts = sorted(random.Random(3).sample(range(len(content)), 20))
+    for before, until in zip([0, *cuts[:-1]], cuts, strict=True):
+        assert kill_at(until, server, arguments) <= until - before + 1_000_000
+    num_sent = server.num_sent
+    assert fetched(tmp_path, server, file=file) == content
+    assert server.num_sent - num_sent <= len(content) - cuts[-1] + 1_000_000
+
+
+def test_a_part_killed_before_it_got_its_name_is_not_asked_for_again(
+    server: FileServer, tmp_path: Path
+) -> None:
+    (tmp_path / "file.part").write_bytes(CONTENT)
+    assert fetched(tmp_path, server) == CONTENT
+    assert server.requests == []
+
+
+def test_a_complete_but_rotten_part_is_fetched_from_the_start(
+    server: FileServer, tmp_path: Path
+) -> None:
+    (tmp_path / "file.part").write_bytes(bytes(len(CONTENT)))
+    assert fetched(tmp_path, server) == CONTENT
+
+
+# E3: never a piece of one file and a piece of another
+
+
+def change_file(handler: Handler) -> None:
+    handler.server.etag, handler.server.files[PATH] = '"two"', CONTENT
+    serve(handler)
+
+
+def ignore_range(handler: Handler) -> None:
+    del handler.headers["Range"]
+    change_file(handler)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        ignore_range,
+        change_file,
+        reply(416, Content_Range=f"bytes */{len(CONTENT)}"),
+        reply(206, CONTENT[1:], Content_Range=f"bytes 1-{len(CONTENT) - 1}/{len(CONTENT)}"),
+        reply(206, CONTENT[5000:], Content_Range="bytes 5000-300000/300001"),
+        reply(206, CONTENT[5000:]),
+    ],
+    ids=["range ignored", "etag changed", "416", "other start", "other total", "no range"],
+)
+def test_a_part_that_cannot_be_continued_starts_over(
+    server: FileServer, tmp_path: Path, answer: Callable[[Handler], None]
+) -> None:
+    server.files[PATH] = bytes(len(CONTENT))  # of another version of the file
+    server.script.extend([cut(5000), answer])
+    server.script.append(change_file)
+    file = RemoteFile(len(CONTENT))  # no hash would tell a file of two pieces
+    assert fetched(tmp_path, server, file=file) == CONTENT
+    assert "Range" in server.requests[1][1]
+
+
+def test_without_an_etag_nothing_is_continued(server: FileServer, tmp_path: Path) -> None:
+    server.etag = ""
+    server.script.append(cut(5000))
+    assert fetched(tmp_path, server) == CONTENT
+    assert "Range" not in server.requests[1][1]
+
+
+def test_a_part_of_one_address_is_not_continued_from_another(
+    server: FileServer, mirror: FileServer, tmp_path: Path
+) -> None:
+    server.files[PATH] = bytes(len(CONTENT))
+    server.script.extend([cut(200_000), reply(404)])
+    assert fetched(tmp_path, server, mirror) == CONTENT
+    assert "Range" not in mirror.requests[0][1]
+
+
+# E4, E5: wrong answers
+
+
+def too_much(handler: Handler) -> None:
+    handler.start(200, {})
+    for _ in range(20):  # enough to tell, and too little to fill a disk
+        handler.send(CONTENT)
+
+
+PAGE = b"<?xml version='1.0'?><Error>BlobNotFound</Error>"
+WRONG = {
+    "wrong bytes": reply(200, bytes(len(CONTENT))),
+    "page": reply(200, PAGE, Content_Type="application/xml"),
+    "page as long as the file": reply(200, PAGE.ljust(len(CONTENT))),
+    "gzip": reply(200, CONTENT, Content_Encoding="gzip"),
+    "too much": too_much,
+    "404": reply(404),
+    "403": reply(403),
+    "429": reply(429),
+    "redirect to a file": reply(302, Location="file:///etc/hostname"),
+    "redirect to nowhere": reply(302, Location="http://["),
+}
+
+
+@pytest.mark.parametrize("answer", WRONG.values(), ids=WRONG.keys())
+def test_a_wrong_answer_is_not_asked_for_twice_but_the_mirror_is(
+    server: FileServer, mirror: FileServer, tmp_path: Path, answer: Callable[[Handler], None]
+) -> None:
+    server.script.append(answer)
+    assert fetched(tmp_path, server, mirror) == CONTENT
+    assert (len(server.requests), len(mirror.requests)) == (1, 1)
+    assert server.requests[0][1]["Accept-Encoding"] == "identity"
+
+
+def test_the_failures_of_both_addresses_are_told(
+    server: FileServer, mirror: FileServer, tmp_path: Path
+) -> None:
+    server.script.append(WRONG["wrong bytes"])
+    mirror.script.append(too_much)
+    message = refusal(tmp_path, server, mirror)
+    assert f"{server.url}/file: SHA-256" in message
+    assert f"{mirror.url}/file: more than the {len(CONTENT)} bytes" in message
+    assert DownloadError.exit_code == 5
+
+
+@pytest.mark.parametrize("body", [PAGE, b"\n<html>", b"\xef\xbb\xbf<?xml", b"\x1f\x8b\x08"])
+def test_a_page_is_no_file_of_unknown_size(server: FileServer, tmp_path: Path, body: bytes) -> None:
+    server.files[PATH] = body
+    assert "web page or gzip" in refusal(tmp_path, server, file=RemoteFile())
+
+
+def test_a_file_of_unknown_size_is_continued_too(server: FileServer, tmp_path: Path) -> None:
+    server.script.append(cut(5000))
+    assert fetched(tmp_path, server, file=RemoteFile()) == CONTENT
+    assert server.num_sent == len(CONTENT)
+
+
+def test_a_hash_from_one_source_warns_and_a_confirmed_one_refuses(
+    server: FileServer, tmp_path: Path
+) -> None:
+    file = RemoteFile(len(CONTENT), "0" * 64, is_confirmed=False)
+    with pytest.warns(UserWarning, match="only one source"):
+        assert fetched(tmp_path, server, file=file) == CONTENT
+
+
+@pytest.mark.parametrize("status", [500, 502, 503])
+def test_a_server_error_is_tried_again_a_few_times(
+    server: FileServer, tmp_path: Path, status: int
+) -> None:
+    server.script.extend([reply(status)] * (fetch.MAX_FAILURES - 1))
+    assert fetched(tmp_path, server) == CONTENT
+    server.script.extend([reply(status)] * 100)
+    (tmp_path / "file").unlink()
+    assert f"HTTP {status}" in refusal(tmp_path, server)
+    assert len(server.requests) == 2 * fetch.MAX_FAILURES
+
+
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("is_date", [True, False])
+def test_retry_after_is_waited_for_but_not_longer_than_the_cap(
+    server: FileServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
+    is_date: bool,
+) -> None:
+    monkeypatch.setattr(fetch, "MAX_RETRY_AFTER_SECONDS", 0.3)
+    text = formatdate(time.time() + 3600, usegmt=True) if is_date else "3600"
+    server.script.append(reply(status, Retry_After=text))
+    start = time.perf_counter()
+    assert fetched(tmp_path, server) == CONTENT
+    assert 0.3 <= time.perf_counter() - start < 3
+
+
+# E6, D5: stalls and redirects
+
+
+def say_nothing(handler: Handler) -> None:
+    handler.server.is_released.wait(60)
+
+
+@pytest.mark.parametrize("answer", [say_nothing, hang_at(0), hang_at(5000), drip, lambda _: None])
+def test_a_silent_a_dripping_and_a_closed_connection_are_tried_again(
+    server: FileServer, tmp_path: Path, answer: Callable[[Handler], None]
+) -> None:
+    server.script.append(answer)
+    assert fetched(tmp_path, server) == CONTENT
+    assert len(server.requests) == 2
+
+
+def test_a_redirect_is_followed_but_not_in_a_circle(server: FileServer, tmp_path: Path) -> None:
+    server.files["/elsewhere"] = CONTENT
+    server.script.append(reply(307, Location="/elsewhere"))
+    assert fetched(tmp_path, server) == CONTENT
+    (tmp_path / "file").unlink()
+    server.script.append(reply(302, Location="ftp://127.0.0.1/file"))
+    assert "redirect to 'ftp://127.0.0.1/file'" in refusal(tmp_path, server)
+    server.script.extend([reply(302, Location=PATH)] * 100)
+    assert "more than 5 redirects" in refusal(tmp_path, server)
+
+
+def test_a_redirect_never_leads_away_from_https() -> None:
+    assert fetch.is_safe_redirect("https://a/file", "https://b/file")
+    assert fetch.is_safe_redirect("http://a/file", "https://b/file")
+    assert not fetch.is_safe_redirect("https://a/file", "http://a/file")

@@ -1,0 +1,163 @@
+"""Files reach the disk whole or not at all, and a folder has one writer."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+
+from system.errors import FolderInUseError, OutputError
+from system.files import check_writable, exclusive, only_writer, sweep_parts, write_durably
+
+ROOT = Path(__file__).parent.parent
+HOLD_THE_FOLDER = """
+import sys, time
+from pathlib import Path
+from files import only_writer
+with only_writer(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+CHECK_A_READ_ONLY_FOLDER = """
+import os, tempfile
+from pathlib import Path
+from files import OutputError, check_writable
+if os.getuid() == 0:
+    os.setuid(65534)  # root may write anywhere
+folder = tempfile.mkdtemp()
+os.chmod(folder, 0o555)
+try:
+    check_writable(Path(folder))
+except OutputError as error:
+    print(error)
+finally:
+    os.rmdir(folder)
+"""
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+# ---------------------------------------------------------------- durable writes
+
+
+def test_a_write_is_beside_its_target_until_it_is_whole(tmp_path):
+    target = tmp_path / "model.pt"
+    target.write_bytes(b"old")
+
+    def write(file: BinaryIO) -> None:
+        file.write(b"new")
+        assert target.read_bytes() == b"old"
+        assert names_in(tmp_path) == [f".model.pt.{os.getpid()}.part", "model.pt"]
+
+    write_durably(target, write)
+    assert target.read_bytes() == b"new"
+    assert names_in(tmp_path) == ["model.pt"]
+
+
+@pytest.mark.parametrize("error", [OSError, ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("old", [b"old", None])
+def test_an_error_while_writing_leaves_what_was_there(tmp_path, old, error):
+    target = tmp_path / "model.pt"
+    if old is not None:
+        target.write_bytes(old)
+
+    def write(file: BinaryIO) -> None:
+        file.write(b"half of the n")
+        raise error
+
+    with pytest.raises(error):
+        write_durably(target, write)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == ([old] if old else [])
+
+
+def test_a_rename_that_fails_leaves_no_temporary_file(tmp_path):
+    target = tmp_path / "a folder in the way"
+    target.mkdir()
+    with pytest.raises(OSError, match="a folder in the way"):
+        write_durably(target, lambda file: file.write(b"new"))
+    assert names_in(tmp_path) == ["a folder in the way"]
+
+
+def test_only_the_temporary_files_of_dead_processes_are_swept(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    stale = tmp_path / f".model.pt.{dead.pid}.part"
+    kept = [f".model.pt.{os.getpid()}.part", "model.part", ".model.pt.part", "model.pt"]
+    for name in (stale.name, *kept):
+        (tmp_path / name).touch()
+    stale_folder = tmp_path / f".exported.{dead.pid}.part"
+    stale_folder.mkdir()
+    (stale_folder / "a file").touch()
+    assert sorted(sweep_parts(tmp_path)) == [stale_folder, stale]
+    assert names_in(tmp_path) == sorted(kept)
+    assert sweep_parts(tmp_path) == []
+
+
+# ---------------------------------------------------------------- one writer
+
+
+def test_a_second_process_is_told_who_writes_and_a_dead_ones_lock_is_free(tmp_path):
+    command = [sys.executable, "-c", HOLD_THE_FOLDER, str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        try:
+            with pytest.raises(FolderInUseError, match=f"process {holder.pid}\\)") as caught:
+                only_writer(tmp_path).__enter__()
+            assert caught.value.exit_code == 2
+        finally:
+            holder.send_signal(signal.SIGKILL)
+    with only_writer(tmp_path):
+        pass
+
+
+def test_the_folder_is_free_again_after_its_writer_and_names_the_latest(tmp_path):
+    for _ in range(2):
+        with only_writer(tmp_path), pytest.raises(FolderInUseError, match=f"process {os.getpid()}"):
+            only_writer(tmp_path).__enter__()
+
+
+def test_an_exclusive_lock_is_waited_for(tmp_path):
+    has_entered = threading.Event()
+
+    def enter() -> None:
+        with exclusive(tmp_path / "lock"):
+            has_entered.set()
+
+    second = threading.Thread(target=enter)
+    with exclusive(tmp_path / "lock"):
+        second.start()
+        assert not has_entered.wait(timeout=0.2)
+    assert has_entered.wait(timeout=10)
+    second.join()
+
+
+# ---------------------------------------------------------------- the output folder
+
+
+def test_a_writable_folder_passes_and_nothing_is_left_in_it(tmp_path):
+    check_writable(tmp_path)
+    assert names_in(tmp_path) == []
+
+
+def test_a_missing_output_folder_is_named_with_its_remedy(tmp_path):
+    with pytest.raises(OutputError, match=r"missing .*no such\): mkdir -p ") as caught:
+        check_writable(tmp_path / "no such")
+    assert caught.value.exit_code == 6
+
+
+def test_a_file_is_no_output_folder(tmp_path):
+    (tmp_path / "taken").touch()
+    with pytest.raises(OutputError, match=r"is a file \(.*taken\): choose another output_dir"):
+        check_writable(tmp_path / "taken")
+
+
+def test_a_read_only_output_folder_is_refused(tmp_path, run_python):
+    result = run_python("-c", CHECK_A_READ_ONLY_FOLDER, folder=tmp_path, TMPDIR="/tmp")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("the output folder is read-only (/tmp/")

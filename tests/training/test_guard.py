@@ -1,0 +1,80 @@
+"""A number that is not finite never reaches the weights or a file; the line says where it was."""
+
+import math
+
+import pytest
+import torch
+from tiny_run import CONFIG, train_quickly
+
+from reports import history
+from storage import checkpoint
+from system.errors import BrokenStateError, NonFiniteError
+from system.process import exit_code_of
+from training import run as run_module
+
+pytestmark = pytest.mark.usefixtures("place")
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("part", ["loss", "gradient"])
+def test_a_bad_loss_or_gradient_is_never_applied(place, monkeypatch, bad, part):
+    accumulate = run_module.Run.accumulate_gradients
+    seen = {}
+
+    def spoilt(run, inputs, targets):
+        loss = accumulate(run, inputs, targets)
+        if run.step != 7:
+            return loss
+        seen.update(run=run, before=run.model.positional_encoding.pe.clone())
+        run.model.positional_encoding.pe.grad[0, 0] = bad
+        return torch.tensor(bad) if part == "loss" else loss
+
+    monkeypatch.setattr(run_module.Run, "accumulate_gradients", spoilt)
+    with pytest.raises(NonFiniteError, match=r"at step 7, learning rate .*, batch '") as caught:
+        train_quickly()
+    assert exit_code_of(caught.value) == 7
+    assert torch.equal(seen["run"].model.positional_encoding.pe, seen["before"])
+    for path in place.glob("*.pt"):
+        assert checkpoint.load(path)["step"] < 7
+
+
+def test_a_rate_that_diverges_ends_with_a_line_and_finite_files(place):
+    with pytest.raises((NonFiniteError, BrokenStateError)) as caught:
+        train_quickly(learning_rate=1e30, save_freq=1, warmup_steps=0)
+    assert exit_code_of(caught.value) == 7
+    for path in place.glob("*.pt"):
+        checkpoint.load(path)  # refuses what is not finite
+
+
+def scaler_from(monkeypatch, scale: float) -> None:
+    monkeypatch.setattr(
+        run_module.Machine,
+        "gradient_scaler",
+        lambda machine: torch.amp.GradScaler("cpu", init_scale=scale),
+    )
+
+
+def test_float16_overflows_are_skipped_and_counted(monkeypatch, capsys):
+    scaler_from(monkeypatch, 2.0**28)
+    history = checkpoint.load(train_quickly(precision="float16", patience=0))["history"]
+    assert 0 < history["num_skipped"] < len(history["train_losses"])
+    assert f"{history['num_skipped']} skipped" in capsys.readouterr().out
+
+
+def test_an_overflow_that_no_smaller_scale_can_cure_ends_the_run(monkeypatch):
+    scaler_from(monkeypatch, 4.0)
+    accumulate = run_module.Run.accumulate_gradients
+
+    def overflowing(run, inputs, targets):
+        loss = accumulate(run, inputs, targets)
+        run.model.positional_encoding.pe.grad.fill_(math.inf)
+        return loss
+
+    monkeypatch.setattr(run_module.Run, "accumulate_gradients", overflowing)
+    with pytest.raises(NonFiniteError, match=r"gradient norm .* at step 3"):
+        train_quickly(precision="float16")
+
+
+def test_perplexity_of_a_large_loss_is_inf():
+    assert history.Evaluation(1, 1, 1e4, 1.0).perplexity == math.inf
+    assert CONFIG["precision"] == "float32"

@@ -1,0 +1,279 @@
+"""The network is GPT-2's: against transformers, against formulas, at awkward sizes."""
+
+import inspect
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from model import (
+    FeedForwardNetwork,
+    InputEmbeddings,
+    LayerNormalization,
+    MultiHeadAttentionBlock,
+    PositionalEncoding,
+    Transformer,
+    build_transformer,
+    model_size,
+)
+from training.loss import NextTokenLoss
+
+V, T, B = 11, 7, 3
+SIZES = {
+    "input_vocab_size": V,
+    "input_seq_len": T,
+    "embedding_dim": 12,
+    "num_layers": 2,
+    "num_heads": 3,
+    "dropout": 0.0,
+    "ffn_hidden_dim": 20,
+}
+OUR_NAMES = {  # transformers' name in a block: ours, and whether its matrix lies transposed
+    "ln_1": ("attention_norm", False),
+    "attn.c_attn": ("attention.qkv", True),
+    "attn.c_proj": ("attention.projection", True),
+    "ln_2": ("feed_forward_norm", False),
+    "mlp.c_fc": ("feed_forward.expand", True),
+    "mlp.c_proj": ("feed_forward.contract", True),
+}
+
+
+def built(**changed: object) -> Transformer:
+    torch.manual_seed(0)
+    return build_transformer(**{**SIZES, **changed}).eval()
+
+
+def rough(model: Transformer) -> Transformer:
+    """The model with every parameter moved, so that no bias or norm is without effect."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    return model
+
+
+def some_tokens(num_columns: int = T) -> Tensor:
+    return torch.randint(V, (B, num_columns), generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def as_transformers_model(ours: Transformer) -> GPT2LMHeadModel:
+    """Hugging Face's GPT-2 with our weights."""
+    config = GPT2Config(
+        vocab_size=V, n_positions=T, n_embd=12, n_layer=2, n_head=3, n_inner=20, use_cache=False
+    )
+    theirs = GPT2LMHeadModel(config).eval()
+    theirs.transformer.wte.weight.copy_(ours.input_embedding.embedding.weight)
+    theirs.transformer.wpe.weight.copy_(ours.positional_encoding.pe)
+    copy(ours.final_norm, theirs.transformer.ln_f, is_transposed=False)
+    for our_block, their_block in zip(ours.blocks, theirs.transformer.h, strict=True):
+        for their_name, (our_name, is_transposed) in OUR_NAMES.items():
+            source, target = (
+                our_block.get_submodule(our_name),
+                their_block.get_submodule(their_name),
+            )
+            copy(source, target, is_transposed=is_transposed)
+    return theirs
+
+
+def copy(source: nn.Module, target: nn.Module, *, is_transposed: bool) -> None:
+    target.weight.copy_(source.weight.T if is_transposed else source.weight)
+    target.bias.copy_(source.bias)
+
+
+# ---------------------------------------------------------------- the mathematics
+
+
+def test_logits_equal_those_of_transformers_gpt2():
+    ours = rough(built())
+    theirs = as_transformers_model(ours)
+    with torch.no_grad():
+        expected = theirs(some_tokens()).logits
+        # float32 through two blocks, products summed in another order
+        torch.testing.assert_close(ours(some_tokens()), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_loss_equals_that_of_transformers_gpt2():
+    ours = rough(built())
+    theirs = as_transformers_model(ours)
+    tokens = some_tokens()
+    with torch.no_grad():
+        expected = theirs(tokens, labels=tokens).loss  # it shifts the labels itself
+        loss = NextTokenLoss(ours)(tokens[:, :-1], tokens[:, 1:])
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)  # float32, as above
+
+
+@pytest.mark.parametrize("last", range(T - 1))
+def test_future_tokens_do_not_change_past_logits(last):
+    model, tokens = rough(built()), some_tokens()
+    changed = tokens.clone()
+    changed[:, last + 1 :] = (changed[:, last + 1 :] + 1) % V
+    with torch.no_grad():
+        before, after = model(tokens), model(changed)
+    assert torch.equal(before[:, : last + 1], after[:, : last + 1])  # the very same sums
+    assert not torch.equal(before[:, last + 1 :], after[:, last + 1 :])
+
+
+def test_the_order_of_past_tokens_matters():
+    model, tokens = rough(built()), some_tokens()
+    swapped = tokens[:, [1, 0, *range(2, T)]]
+    with torch.no_grad():
+        assert not torch.allclose(model(tokens)[:, -1], model(swapped)[:, -1])
+
+
+def test_layer_normalization_has_eps_inside_the_root():
+    norm = LayerNormalization(5)
+    x = torch.randn(B, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 1e-3
+    variance = x.var(dim=-1, correction=0, keepdim=True)
+    expected = (x - x.mean(dim=-1, keepdim=True)) / (variance + 1e-5).sqrt()
+    torch.testing.assert_close(norm.double()(x), expected)
+    assert norm.weight.shape == norm.bias.shape == (5,)
+
+
+def test_feed_forward_uses_gelu_in_its_tanh_form():
+    network = FeedForwardNetwork(1, 1, 0.0)
+    for layer in (network.expand, network.contract):
+        nn.init.ones_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    x = torch.linspace(-4, 4, 33)[:, None]
+    expected = 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    erf_form = 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))
+    result = network(x).detach()
+    torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-6)  # float32 tanh
+    assert (result - erf_form).abs().max() > 1e-4
+
+
+def test_dropout_acts_in_training_only():
+    model, tokens = built(dropout=0.5), some_tokens()
+    with torch.no_grad():
+        assert torch.equal(model(tokens), model(tokens))
+        model.train()
+        assert not torch.equal(model(tokens), model(tokens))
+
+
+# ---------------------------------------------------------------- learning
+
+
+@pytest.mark.parametrize("vocab_size", [V, 50257])
+def test_the_loss_at_initialisation_is_near_ln_v(vocab_size):
+    model = built(input_vocab_size=vocab_size)
+    with torch.no_grad():
+        loss = NextTokenLoss(model)(some_tokens(), some_tokens())
+        loss_of_others = NextTokenLoss(model)(some_tokens(), (some_tokens() + 1) % V)
+    # the logits' variance is 12 x 0.02^2, half of which the loss is above ln V; the rest is chance
+    assert loss_of_others.item() == pytest.approx(math.log(vocab_size), abs=0.05)
+    assert loss < loss_of_others  # tied: a token that was just read is the likeliest
+
+
+def test_one_batch_can_be_overfitted():
+    model, tokens = built().train(), some_tokens(T + 1)
+    tokens[:, 0] = torch.arange(B)  # rows that start alike could not be told apart
+    objective = NextTokenLoss(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(200):
+        optimizer.zero_grad()
+        loss = objective(tokens[:, :-1], tokens[:, 1:])
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.05
+    assert torch.equal(model(tokens[:, :-1]).argmax(-1), tokens[:, 1:])
+
+
+def test_the_head_is_the_embedding_in_one_parameter_and_one_key():
+    model = built()
+    with_a_row_per_token = [key for key, value in model.state_dict().items() if len(value) == V]
+    assert with_a_row_per_token == ["input_embedding.embedding.weight"]
+    assert len(list(model.parameters())) == len(model.state_dict())
+
+
+def test_the_embedding_has_its_gradient_from_both_ends():
+    model, tokens = rough(built()), some_tokens()
+    targets = (tokens + 1) % V
+    weight = model.input_embedding.embedding.weight
+    nn.functional.cross_entropy(model(tokens).flatten(0, 1), targets.flatten()).backward()
+    tied = weight.grad.clone()
+
+    weight.grad = None
+    head = weight.detach().clone().requires_grad_()
+    logits = model.hidden_states(tokens) @ head.T
+    nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten()).backward()
+    assert weight.grad.abs().max() > 0
+    # float32: the two parts are added in another order
+    torch.testing.assert_close(tied, weight.grad + head.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_initialisation_is_gpt2s():
+    num_layers = 8
+    model = built(
+        input_vocab_size=100, input_seq_len=64, embedding_dim=64, num_layers=num_layers,
+        num_heads=2, ffn_hidden_dim=64,
+    )  # fmt: skip
+    residual = 0.02 / math.sqrt(2 * num_layers)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 1:
+            expected = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+            assert parameter.unique().tolist() == [expected], name
+        else:
+            is_residual = name.endswith(("attention.projection.weight", "contract.weight"))
+            # 4096 numbers or more: their deviation has a standard error of 1.1 %
+            expected = residual if is_residual else 0.02
+            assert parameter.std().item() == pytest.approx(expected, rel=0.05), name
+            assert abs(parameter.mean().item()) < 5 * expected / 64, name
+
+
+# ---------------------------------------------------------------- the contract
+
+
+def test_names_and_signatures_are_the_contracts():
+    assert list(inspect.signature(build_transformer).parameters) == list(SIZES)
+    assert isinstance(InputEmbeddings(V, 12).embedding, nn.Embedding)
+    assert isinstance(PositionalEncoding(T, 12, 0.0).pe, nn.Parameter)
+    kinds = {type(module).__name__ for module in build_transformer(*SIZES.values()).modules()}
+    assert {
+        InputEmbeddings.__name__,
+        PositionalEncoding.__name__,
+        MultiHeadAttentionBlock.__name__,
+        FeedForwardNetwork.__name__,
+        LayerNormalization.__name__,
+    } <= kinds
+
+
+def test_each_position_adds_its_own_vector():
+    encoding = PositionalEncoding(T, 4, 0.0)
+    nn.init.normal_(encoding.pe)
+    x = torch.zeros(B, 2, 4)
+    assert torch.equal(encoding(x, slice(3, 5))[0], encoding.pe[3:5])
+
+
+def test_the_context_is_the_longest_input():
+    model = built()
+    assert model.seq_len == T
+    assert model(some_tokens(T)).shape == (B, T, V)
+    assert model(some_tokens(1)).shape == (B, 1, V)
+    with pytest.raises(AssertionError, match=f"{T + 1} tokens, context {T}"):
+        model(some_tokens(T + 1))
+
+
+def test_build_transformer_names_every_bad_argument():
+    bad = [0, -1, 2.5, "2", None, 1.0, 0]
+    with pytest.raises(ValueError, match="input_vocab_size=0 ") as caught:
+        build_transformer(*bad)
+    for name, value in zip(SIZES, bad, strict=True):
+        assert f"{name}={value!r} is not" in str(caught.value)
+
+
+@pytest.mark.parametrize("dropout", [-0.1, 1.0, math.nan])
+def test_build_transformer_refuses_heads_that_do_not_divide_and_senseless_dropout(dropout):
+    with pytest.raises(ValueError, match=r"embedding_dim=12 .* num_heads=5; dropout="):
+        build_transformer(V, T, 12, 1, 5, dropout, 20)
+
+
+def test_model_size_counts_every_parameter_of_gpt2_small():
+    with torch.device("meta"):
+        size = model_size(build_transformer(50257, 1024, 768, 12, 12, 0.1, 3072))
+    assert size.total == 124_439_808  # the "124M"
+    assert (size.embedding, size.positions) == (50257 * 768, 1024 * 768)
+    assert size.embedding + size.positions + size.blocks == size.total
+    assert size.training_megabytes == pytest.approx(16 * 124.439808)
+    assert "124,439,808 parameters" in str(size)

@@ -1,0 +1,118 @@
+"""How weights are updated: groups, the first AdamW step by hand, the table of learning rates."""
+
+import copy
+
+import pytest
+import torch
+from torch.nn.utils import clip_grad_norm_
+
+from model import Transformer, build_transformer
+from training.optim import build_optimizer, clip_gradients, parameter_groups
+from training.schedule import learning_rate_at, set_learning_rate
+
+COSINE = [1.0, 0.8681980515, 0.55, 0.2318019485, 0.1]  # 0.1 + 0.9 (1 + cos(pi i / 4)) / 2
+DECAY = [1.0] * 9 + [0.55, 0.1]  # of eleven steps the last two lie in the last fifth
+TABLE = {
+    "constant": (["constant", 0], [1.0] * 5),
+    "constant with warm-up": (["constant", 4], [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]),
+    "cosine": (["cosine", 0], COSINE),
+    "cosine with warm-up": (["cosine", 2], [0.5, 1.0, *COSINE]),
+    "decay": (["decay", 0], DECAY),
+    "decay with warm-up": (["decay", 4], [0.25, 0.5, 0.75, 1.0, *DECAY]),
+    "nothing but warm-up": (["cosine", 2], [0.5, 1.0]),
+    "one step": (["cosine", 0], [1.0]),
+}
+
+
+@pytest.fixture
+def model() -> Transformer:
+    torch.manual_seed(0)
+    return build_transformer(11, 7, 12, 2, 3, 0.0, 20)
+
+
+def test_every_parameter_is_in_exactly_one_group_by_its_dimension(model):
+    decayed, free = parameter_groups(model, weight_decay=0.3)
+    assert (decayed["weight_decay"], free["weight_decay"]) == (0.3, 0.0)
+    ids = [id(parameter) for group in (decayed, free) for parameter in group["params"]]
+    assert len(ids) == len(set(ids))
+    assert set(ids) == {id(parameter) for parameter in model.parameters()}
+    assert {parameter.dim() for parameter in decayed["params"]} == {2}
+    assert {parameter.dim() for parameter in free["params"]} == {1}
+
+
+def test_frozen_parameters_are_in_no_group(model):
+    model.positional_encoding.pe.requires_grad_(False)
+    groups = parameter_groups(model, weight_decay=0.3)
+    ids = {id(parameter) for group in groups for parameter in group["params"]}
+    assert id(model.positional_encoding.pe) not in ids
+    assert len(ids) == len(list(model.parameters())) - 1
+
+
+@pytest.mark.parametrize(("settings", "expected"), TABLE.values(), ids=TABLE)
+def test_learning_rates_are_those_of_the_table(settings, expected):
+    schedule, warmup_steps = settings
+    rates = [
+        learning_rate_at(
+            step,
+            len(expected),
+            learning_rate=3e-4,
+            warmup_steps=warmup_steps,
+            lr_schedule=schedule,
+            lr_min_ratio=0.1,
+        )
+        for step in range(len(expected))
+    ]
+    assert rates == pytest.approx([3e-4 * ratio for ratio in expected], rel=1e-9)  # ten digits
+
+
+@pytest.mark.parametrize(("schedule", "last"), [("constant", 1.0), ("cosine", 0.0), ("decay", 0.0)])
+def test_the_rate_after_the_last_step_stays_where_it_ended(schedule, last):
+    for step in (99, 100, 1000):
+        rate = learning_rate_at(
+            step, 100, learning_rate=1.0, lr_schedule=schedule, lr_min_ratio=0.0
+        )
+        assert rate == pytest.approx(last)
+
+
+def test_set_learning_rate_reaches_every_group(model):
+    optimizer = build_optimizer(model, weight_decay=0.1)
+    set_learning_rate(optimizer, 0.125)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.125, 0.125]
+
+
+def test_the_first_update_is_adamws_and_decays_matrices_only(model):
+    rate, decay = 0.01, 0.5
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    optimizer = build_optimizer(model, weight_decay=decay)
+    set_learning_rate(optimizer, rate)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter).sign() * 0.1
+    optimizer.step()
+    for old, new in zip(before, model.parameters(), strict=True):
+        kept = old * (1 - rate * decay) if old.dim() == 2 else old
+        # corrected for their start at 0, the first moments give gradient / |gradient|
+        torch.testing.assert_close(new.detach(), kept - rate * new.grad.sign())
+
+
+def test_the_optimizer_is_one_fused_kernel_on_a_cpu(model):
+    assert build_optimizer(model, weight_decay=0.1).defaults["fused"] is True
+
+
+@pytest.mark.parametrize("max_norm", [1e-3, 1.0, 40.0, 1e3])
+def test_gradients_are_clipped_as_torch_clips_them(model, max_norm):
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    expected = copy.deepcopy(model)
+    for theirs, ours in zip(expected.parameters(), model.parameters(), strict=True):
+        theirs.grad = ours.grad.clone()
+    norm = clip_gradients(model.parameters(), max_norm)
+    assert torch.equal(norm, clip_grad_norm_(expected.parameters(), max_norm))
+    for theirs, ours in zip(expected.parameters(), model.parameters(), strict=True):
+        assert torch.equal(ours.grad, theirs.grad)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_the_norm_tells_of_a_gradient_that_is_not_finite(model, value):
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, value)
+    assert not clip_gradients(model.parameters(), 1.0).isfinite()

@@ -1,0 +1,156 @@
+"""What makes a process fast: threads, the compiler; the results stay the same."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import train
+from system import machine
+from system.machine import Machine
+from training.evaluation import mean_loss
+from training.run import Run
+
+COMPILE = """
+import torch
+from runtime import Machine
+module = Machine.choose("cpu", "float32").compiled(torch.nn.Linear(2, 2), "on")
+print(module(torch.zeros(1, 2)).shape)
+"""
+
+
+# ---------------------------------------------------------------- threads
+
+
+def test_no_more_threads_than_cores(monkeypatch):
+    before = torch.get_num_threads()
+    try:
+        monkeypatch.setattr(machine, "num_cores", lambda: 1)
+        machine.tune_process()
+        assert torch.get_num_threads() == 1
+        monkeypatch.setattr(machine, "num_cores", lambda: 64)
+        machine.tune_process()
+        assert torch.get_num_threads() == 1  # fewer were wanted, by OMP_NUM_THREADS for one
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("quota", "expected"),
+    [("max 100000\n", 4), ("200000 100000\n", 2), ("50000 100000\n", 1), ("900000 100000\n", 4)],
+)
+def test_a_containers_quota_counts_as_cores(tmp_path, monkeypatch, quota, expected):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {1000, 1001, 1002, 1003}, raising=False)
+    monkeypatch.setattr(machine, "CPU_QUOTA", tmp_path / "cpu.max")
+    assert machine.num_cores() == 4
+    (tmp_path / "cpu.max").write_text(quota)
+    assert machine.num_cores() == expected
+
+
+def test_hyperthreads_of_a_core_count_once(tmp_path, monkeypatch):
+    for cpu, siblings in enumerate(["0-1", "0-1", "2-3", "2-3"]):
+        folder = tmp_path / f"cpu{cpu}" / "topology"
+        folder.mkdir(parents=True)
+        (folder / "thread_siblings_list").write_text(siblings)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
+    monkeypatch.setattr(machine, "CPU_TOPOLOGY", tmp_path)
+    monkeypatch.setattr(machine, "CPU_QUOTA", tmp_path / "no such file")
+    assert machine.num_cores() == 2
+
+
+def test_products_that_stay_in_float32_use_tf32_on_cuda(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", chosen.append)
+    machine.tune_process()
+    assert chosen == ["high"]
+
+
+# ---------------------------------------------------------------- the compiler
+
+
+def test_a_machine_without_a_compiler_says_so_and_goes_on(tmp_path, run_python):
+    python_only = tmp_path / "bin"
+    python_only.mkdir()
+    result = run_python(
+        "-c",
+        COMPILE,
+        folder=tmp_path,
+        PATH=str(python_only),
+        TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"),
+    )
+    assert result.returncode == 0, result.stderr
+    line, shape = result.stdout.splitlines()
+    assert line.startswith("warning   not compiled")
+    assert shape == "torch.Size([1, 2])"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "device", "is_compiled"),
+    [("auto", "cpu", 0), ("off", "cpu", 0), ("on", "cpu", 1), ("auto", "cuda", 1)],
+)
+def test_auto_compiles_for_cuda_only(monkeypatch, wanted, device, is_compiled):
+    monkeypatch.setattr(torch, "compile", lambda function: nn.Sequential())
+    monkeypatch.setattr(nn.Sequential, "forward", lambda self, x: x)
+    monkeypatch.setattr(torch, "zeros", lambda size, device: None)
+    machine = Machine(torch.device(device), torch.float32, ("", ""))
+    assert (type(machine.compiled(nn.Linear(1, 1), wanted)) is nn.Sequential) == is_compiled
+
+
+# ---------------------------------------------------------------- the same results
+
+
+def validation_loss(num_steps: int, **changed: object) -> float:
+    """The loss after so many updates of the default model on the text in the working folder."""
+    run = Run({**train.config, "lr_schedule": "constant", "device": "cpu", **changed})
+    for _ in range(num_steps):
+        run.update()
+    with run.machine.autocast():
+        return mean_loss(run.objective, run.val_ids, seq_len=128, batch_size=8)
+
+
+@pytest.fixture
+def stories(tmp_path, monkeypatch):
+    """A working folder with example.txt."""
+    shutil.copy(Path(train.__file__).parent / "example.txt", tmp_path / "data.txt")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_bfloat16_learns_what_float32_learns(stories):
+    losses = [validation_loss(300, precision=name) for name in ("float32", "bfloat16")]
+    assert losses[0] < 5.5
+    assert losses[1] == pytest.approx(losses[0], abs=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs a C++ compiler")
+def test_compiled_learns_what_eager_learns(stories):
+    # Without dropout: the compiler draws other random numbers.
+    losses = [validation_loss(300, dropout=0.0, compile=way) for way in ("off", "on")]
+    assert losses[0] < 5.5
+    assert losses[1] == pytest.approx(losses[0], abs=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-5), ("bfloat16", 2e-3)])
+def test_another_number_of_threads_changes_only_the_rounding(
+    stories, monkeypatch, precision, tolerance
+):
+    losses = {}
+    for num_threads in (1, 2):
+        monkeypatch.setattr(machine, "num_cores", lambda: 2)
+        torch.set_num_threads(num_threads)
+        run = Run({**train.config, "device": "cpu", "precision": precision})
+        for _ in range(100):
+            run.update()
+        losses[num_threads] = run.history.train_losses
+    torch.set_num_threads(1)  # as conftest.py has it
+    assert losses[1] != losses[2]
+    assert losses[1] == pytest.approx(losses[2], abs=tolerance)
