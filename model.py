@@ -7,7 +7,8 @@ Shapes: B batch, T time in tokens, C channels (embedding_dim), H heads, D = C / 
 V vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -247,6 +248,19 @@ def initialize(model: Transformer) -> None:
             parameter.normal_(std=INITIAL_STD / (2 * len(model.blocks)) ** 0.5)
         else:
             parameter.normal_(std=INITIAL_STD)
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """No dropout and no gradients inside; afterwards each part has the mode that it had."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, was_training in modes.items():
+            module.training = was_training
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,7 @@ config = {
     "weights_path": "",  # a folder or .safetensors file with a Hugging Face GPT-2 to fine-tune
     "seed": 42,  # same seed, same machine: the same model to the last bit
     # the text
+    "data": "",  # a text file; by default the first of TinyStories.txt, data.txt, example.txt here
     "stride": 64,  # tokens between the starts of windows; below seq_len they overlap
     "val_fraction": 0.1,  # share of the text, its end, that is kept for validation
     "replace_invalid_utf8": False,  # True reads bytes that are not UTF-8 as U+FFFD

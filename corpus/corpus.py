@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from corpus.text import TEXT_NAMES, find_text_file
+from corpus.text import TEXT_NAMES, chosen_text
 from corpus.token_cache import load_tokens
 from corpus.vocabulary import Vocabulary
 from data import Batches, GPTDatasetV1, split_at_document
@@ -45,18 +45,16 @@ class Corpus:
         return "\n".join(lines)
 
 
-def read_corpus(
-    text_folder: Path, tokenizer: GPT2Tokenizer, config: dict[str, Any], *, share_rows: bool
-) -> Corpus:
-    """The corpus that the config asks for, from the first text found in the folder.
+def read_corpus(config: dict[str, Any], tokenizer: GPT2Tokenizer, *, share_rows: bool) -> Corpus:
+    """The corpus that the config asks for.
 
     `share_rows` lets tokens that do not occur share one row where they are the majority.
     """
-    path = find_text_file(text_folder)
+    path = chosen_text(config["data"])
     text = load_tokens(
         path,
         tokenizer,
-        cache_parents=[text_folder, Path(config["output_dir"])],
+        cache_parents=[path.parent, Path(config["output_dir"])],
         replace_invalid=config["replace_invalid_utf8"],
     )
     seq_len = config["seq_len"]

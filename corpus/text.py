@@ -11,9 +11,11 @@ from typing import BinaryIO
 from tqdm import tqdm
 
 from system.errors import DataError
+from system.files import as_path
 from tokenizer import END_OF_TEXT
 
 TEXT_NAMES = ("TinyStories.txt", "data.txt", "example.txt")
+PROJECT = Path(__file__).parent.parent  # where train.py lies
 BLOCK_BYTES = 1 << 18
 MAX_PIECE_CHARS = 1 << 19  # a piece with a block more stays below tiktoken's limit: 999,998 spaces
 SEARCHED_CHARS = 10_000
@@ -38,6 +40,11 @@ BINARY_SIGNATURES = {
     b"PAR1": "a Parquet table",
     codecs.BOM_UTF32_LE: "UTF-32",
 }
+
+
+def chosen_text(named: str) -> Path:
+    """The text that `config["data"]` names, by default the first that lies beside train.py."""
+    return as_path(named) if named else find_text_file(PROJECT)
 
 
 def find_text_file(folder: Path) -> Path:

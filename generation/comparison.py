@@ -177,7 +177,7 @@ def human_passages(ids: np.ndarray, num_tokens: int) -> list[tuple[list[int], li
 
 
 def find_reference(
-    tokenizer: GPT2Tokenizer, state: dict[str, Any], folder: Path
+    tokenizer: GPT2Tokenizer, state: dict[str, Any]
 ) -> tuple[Reference | None, list[str]]:
     """The text that a checkpoint's model was trained on, found again, else a note why not."""
     from corpus.corpus import (
@@ -187,7 +187,7 @@ def find_reference(
 
     lacks = "no comparison with human text, nor a search for copied passages"
     try:
-        corpus = read_corpus(folder, tokenizer, state["config"], share_rows=False)
+        corpus = read_corpus({"data": "", **state["config"]}, tokenizer, share_rows=False)
     except (DataError, KeyError, OSError) as error:
         return None, [f"{lacks}: {error}"]
     if corpus.text_sha256 != state.get("text_sha256"):

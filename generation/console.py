@@ -231,7 +231,7 @@ def compare(
     state: dict[str, Any],
 ) -> None:
     """Shows every strategy from each prompt, with numbers, and draws the first prompt's."""
-    reference, notes = find_reference(generator.tokenizer, state, Path())
+    reference, notes = find_reference(generator.tokenizer, state)
     comparisons = [
         compare_settings(
             generator,

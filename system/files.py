@@ -17,6 +17,11 @@ LOCK_NAME = ".train.lock"
 PART_NAME = re.compile(r"\..+\.(\d+)\.part")  # .<target>.<process id>.part
 
 
+def as_path(path: str | Path) -> Path:
+    """The path that a user means: `~` is the home folder wherever the path came from."""
+    return Path(path).expanduser()
+
+
 def check_writable(folder: Path) -> None:
     """OutputError unless files can be made in the folder."""
     if not folder.exists():

@@ -4,9 +4,10 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
+from typing import TextIO
 
 import torch
 from tqdm import tqdm
@@ -32,8 +33,9 @@ class Stopped(BaseException):
 class StopSignals:
     """Turns Ctrl-C, SIGTERM and SIGHUP into `Stopped`.
 
-    Raised at once, until `hold()`; from then on only by `check()`, where the program can be
-    left in order. The second signal always ends the process at once.
+    Raised at once, until `hold()`; from then on only by `check()`, where the program can be left
+    in order, and at any time inside `interruptible()`, where nothing is recorded. The second
+    signal always ends the process at once.
     """
 
     def __init__(self) -> None:
@@ -62,6 +64,16 @@ class StopSignals:
         """Raises Stopped if a signal has arrived."""
         if self._received is not None:
             raise Stopped(self._received)
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Inside, a signal raises Stopped at once: measuring leaves nothing half done."""
+        was_held, self._is_held = self._is_held, False
+        try:
+            self.check()
+            yield
+        finally:
+            self._is_held = was_held
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self._received is not None:
@@ -134,6 +146,20 @@ def describe(error: BaseException) -> str:
 
 def log(line: str) -> None:
     """Prints a line above the progress bar; without a reader of stdout it goes nowhere."""
+    _print(line, sys.stdout)
+
+
+def note(line: str) -> None:
+    """The same on stderr: what is said beside a result that stdout belongs to."""
+    _print(line, sys.stderr)
+
+
+def warn(problem: str) -> None:
+    """A note that something is not as it was wanted, and that the command goes on."""
+    note(f"warning: {problem}")
+
+
+def _print(line: str, stream: TextIO) -> None:
     with suppress(OSError):
-        tqdm.write(line, file=sys.stdout)
-        sys.stdout.flush()
+        tqdm.write(line, file=stream)
+        stream.flush()

@@ -21,6 +21,7 @@ from training import run as run_module
 
 ROOT = Path(train.__file__).parent
 TINY = {
+    "data": "data.txt",
     "seq_len": 16,
     "stride": 16,
     "embedding_dim": 16,

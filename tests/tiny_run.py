@@ -17,6 +17,7 @@ REPOSITORY = Path(train.__file__).parent
 TEXT_CHARS = 2400
 CONFIG = {
     **train.config,
+    "data": "data.txt",
     "seq_len": 16,
     "embedding_dim": 8,
     "num_layers": 1,

@@ -2,22 +2,10 @@
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
-import torch
 from torch import Tensor, nn
 
-
-@contextmanager
-def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """No dropout and no gradients inside; the mode it had afterwards."""
-    was_training = module.training
-    module.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        module.train(was_training)
+from model import evaluation_mode
 
 
 def mean_loss(

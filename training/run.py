@@ -57,9 +57,7 @@ class Run:
         tune_process()
         self.machine = Machine.choose(config["device"], config["precision"])
         self.tokenizer = GPT2Tokenizer()
-        self.corpus = read_corpus(
-            Path(), self.tokenizer, config, share_rows=config["share_unused_tokens"]
-        )
+        self.corpus = read_corpus(config, self.tokenizer, share_rows=config["share_unused_tokens"])
         self.vocabulary, self.batches = self.corpus.vocabulary, self.corpus.batches
         self.num_steps = config["num_epochs"] * self.batches.num_per_epoch
         settings.check_warmup(config["warmup_steps"], self.num_steps)

@@ -81,6 +81,7 @@ RULES = {
     "max_grad_norm": POSITIVE,
     "num_epochs": AT_LEAST_1,
     "patience": AT_LEAST_0,
+    "data": TEXT,
     "stride": AT_LEAST_1,
     "val_fraction": number(lambda value: 0 < value <= 0.5, "in (0, 0.5]"),
     "replace_invalid_utf8": SWITCH,

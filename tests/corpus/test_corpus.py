@@ -1,6 +1,7 @@
 """A run reads every training window once an epoch, and validates on what it does not train on."""
 
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -135,9 +136,7 @@ def read(text_folder, tokenizer, tiny_config):
     """Reads the corpus of the tiny text with some settings changed."""
 
     def read_changed(*, share_rows=True, **changes):
-        return read_corpus(
-            text_folder, tokenizer, {**tiny_config, **changes}, share_rows=share_rows
-        )
+        return read_corpus({**tiny_config, **changes}, tokenizer, share_rows=share_rows)
 
     return read_changed
 
@@ -146,7 +145,7 @@ def test_training_and_validation_tokens_are_the_text(read, text_folder, tokenize
     corpus = read(eval_tokens=10**9)
     content = (text_folder / "data.txt").read_text(encoding="utf-8")
     ids = tokenizer.encode(content, allowed_special="all")
-    assert corpus.path == text_folder / "data.txt"
+    assert corpus.path == Path("data.txt")
     assert corpus.val_ids.dtype == torch.int64
     assert corpus.val_ids.tolist() == ids[corpus.num_train_tokens :]
     assert ids[corpus.num_train_tokens - 1] == END_OF_TEXT_ID

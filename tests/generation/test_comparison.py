@@ -167,12 +167,12 @@ def test_the_training_text_is_found_again_only_if_it_is_the_same(
     from corpus.token_cache import file_sha256
 
     state = {"config": tiny_config, "text_sha256": file_sha256(text_folder / "data.txt")}
-    reference, notes = find_reference(tokenizer, state, text_folder)
+    reference, notes = find_reference(tokenizer, state)
     assert notes == []
     assert len(reference.train_ids) > len(reference.val_ids) > 0
     for wrong in ({**state, "text_sha256": "0"}, {}):
-        reference, (note,) = find_reference(tokenizer, wrong, text_folder)
+        reference, (note,) = find_reference(tokenizer, wrong)
         assert reference is None
         assert "no comparison" in note
     (text_folder / "data.txt").unlink()
-    assert find_reference(tokenizer, state, text_folder)[0] is None
+    assert find_reference(tokenizer, state)[0] is None

@@ -150,7 +150,7 @@ def test_the_reported_loss_is_that_of_the_saved_full_model(
     trained_in, tiny_config, tokenizer, share
 ):
     folder = trained_in("run", share_unused_tokens=share, patience=0, num_epochs=1)
-    corpus = read_corpus(Path(), tokenizer, tiny_config, share_rows=share)
+    corpus = read_corpus(tiny_config, tokenizer, share_rows=share)
     assert (corpus.vocabulary.num_shared > 1) == share
     model = checkpoint.load_model(folder / checkpoint.FINAL_NAME)
     expected = naive_loss(model, corpus.val_ids, seq_len=16)
