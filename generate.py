@@ -17,12 +17,9 @@ from tokenizer import GPT2Tokenizer
 
 def official_model(name: str) -> Transformer:
     """OpenAI's own GPT-2, downloaded on first use: official_model("gpt2-small")."""
-    from exchange.pretrained import (  # requests takes its time to import
-        load_pretrained_model,
-        official,
-    )
+    from exchange.pretrained import official  # requests takes its time to import
 
-    return load_pretrained_model(official(name))
+    return official(name).build_model().eval()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

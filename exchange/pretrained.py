@@ -1,6 +1,6 @@
-"""Which published weights a run starts from, and what that means for its config."""
+"""Published weights: which there are, what they decide of a config, and the model they make."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import torch
 from gpt_download import MODELS, download_and_load_gpt2
 from model import Transformer, build_transformer
 from system.errors import ConfigError
+from system.process import log
 from weights import architecture_from, load_weights_into_gpt, read_safetensors
 
 MODEL_SIZES = {
@@ -31,17 +32,52 @@ class Pretrained:
     settings: dict[str, int]
     read: Callable[[], dict[str, Any]]
 
-    def config(self, config: dict[str, Any]) -> dict[str, Any]:
-        """The config of a fine-tuning run: this architecture, gentler where nothing was chosen."""
-        architecture = architecture_from(self.settings)
-        most = architecture.pop("seq_len")
-        if config["seq_len"] > most:
+    def architecture(self, config: dict[str, Any], chosen: Collection[str]) -> dict[str, Any]:
+        """What these weights decide of a config, to be laid over it.
+
+        `chosen` are the keys that the user has set: such a seq_len is kept, and refused with a
+        ConfigError beyond the positions that there are; another is lowered to them. All that
+        changes in the user's sight is said.
+        """
+        sizes = architecture_from(self.settings)
+        most, seq_len = sizes["seq_len"], config["seq_len"]
+        if seq_len > most and "seq_len" in chosen:
             raise ConfigError(
-                f"config: seq_len={config['seq_len']} is more than the {most} positions of "
-                f"{self.name}: try {most}"
+                f"config: seq_len={seq_len} is more than the {most} positions of {self.name}: "
+                f"try {most}"
             )
+        sizes["seq_len"] = min(seq_len, most)
+        for key, size in sizes.items():
+            if config[key] != size and (key in chosen or key == "seq_len"):
+                log(f"notice    {key} {size}, not {config[key]}: as {self.name} has it")
+        return {**sizes, "share_unused_tokens": False}
+
+    def build_model(
+        self,
+        seq_len: int | None = None,
+        *,
+        dropout: float = 0.0,
+        device: torch.device | str = "cpu",
+    ) -> Transformer:
+        """The model with these weights, which are copied tensor by tensor to where it lies.
+
+        No random number is drawn. A shorter context keeps the first positions.
+        """
+        sizes = architecture_from(self.settings)
+        most = sizes.pop("seq_len")
+        with torch.device("meta"):  # shapes alone: nothing is allocated
+            model = build_transformer(
+                self.settings["n_vocab"], seq_len or most, dropout=dropout, **sizes
+            )
+        model.to_empty(device=device)
+        load_weights_into_gpt(model, self.read())
+        return model
+
+    # Until train.py calls `architecture` and `build_model`:
+
+    def config(self, config: dict[str, Any]) -> dict[str, Any]:
         gentle = {key: value for key, value in FINE_TUNING.items() if config[key] == UNCHOSEN[key]}
-        return {**config, **architecture, **gentle, "share_unused_tokens": False}
+        return {**config, **self.architecture(config, chosen=("seq_len",)), **gentle}
 
     def __str__(self) -> str:
         return (
@@ -51,7 +87,6 @@ class Pretrained:
         )
 
     def load_into(self, model: Transformer) -> None:
-        """Copies the weights into the model, straight to its device."""
         load_weights_into_gpt(model, self.read())
 
 
@@ -70,15 +105,3 @@ def from_safetensors(path: str | Path) -> Pretrained:
     """The GPT-2 in a Hugging Face folder or a .safetensors file."""
     settings, params = read_safetensors(path)  # the weights stay in the file until they are copied
     return Pretrained(str(path), settings, lambda: params)
-
-
-def load_pretrained_model(pretrained: Pretrained) -> Transformer:
-    """The model as it was published, with its whole context, on the CPU."""
-    architecture = architecture_from(pretrained.settings)
-    with torch.device("meta"):
-        model = build_transformer(
-            pretrained.settings["n_vocab"], architecture.pop("seq_len"), dropout=0.0, **architecture
-        )
-    model.to_empty(device="cpu")
-    pretrained.load_into(model)
-    return model.eval()

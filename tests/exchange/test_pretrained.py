@@ -5,11 +5,12 @@ import json
 import pytest
 import torch
 from official_checkpoint import write_official
+from safetensors.torch import load_file
 
 import generate
 import gpt_download
 import train
-from exchange.pretrained import MODEL_SIZES, from_safetensors, load_pretrained_model, official
+from exchange.pretrained import MODEL_SIZES, from_safetensors, official
 from storage import checkpoint
 from system.errors import ConfigError, WeightsError
 from system.fetch import RemoteFile
@@ -75,7 +76,7 @@ def test_fine_tuning_starts_from_the_published_weights(
     huggingface_folder, text_folder, tiny_config
 ):
     state = fine_tune(tiny_config, weights_path=str(huggingface_folder), learning_rate=1e-9)
-    published = load_pretrained_model(from_safetensors(huggingface_folder)).state_dict()
+    published = from_safetensors(huggingface_folder).build_model().state_dict()
     for name, tuned in state["model_state_dict"].items():
         start = published[name][: len(tuned)]  # a shorter context keeps the first positions
         torch.testing.assert_close(tuned, start, rtol=0, atol=1e-6)  # 1e-9 a step
@@ -92,16 +93,31 @@ def test_official_weights_are_fine_tuned_by_one_switch(
     assert losses[-1] < losses[0]
 
 
-def test_what_the_user_chose_is_kept(huggingface_folder, tiny_config):
-    chosen = {**tiny_config, "learning_rate": 2e-4, "num_epochs": 7}
-    config = from_safetensors(huggingface_folder).config(chosen)
-    assert (config["learning_rate"], config["num_epochs"]) == (2e-4, 7)
-    assert chosen["embedding_dim"] == 16  # the argument is not touched
-
-
-def test_a_context_beyond_the_published_one_is_refused(huggingface_folder, tiny_config):
+def test_the_published_sizes_win_and_what_the_user_wrote_is_not_passed_over(
+    huggingface_folder, tiny_config, capsys
+):
+    published = from_safetensors(huggingface_folder)
+    sizes = {"embedding_dim": 12, "num_layers": 2, "num_heads": 3, "ffn_hidden_dim": 48}
+    found = published.architecture({**tiny_config, "seq_len": 16}, chosen=["seq_len"])
+    assert found == {"seq_len": 16, **sizes, "share_unused_tokens": False}
+    assert capsys.readouterr().out == ""
+    found = published.architecture({**tiny_config, "seq_len": 128}, chosen=["embedding_dim"])
+    assert found["seq_len"] == 32  # the default asks for more than there is
+    said = capsys.readouterr().out
+    assert "seq_len 32, not 128: as" in said
+    assert "embedding_dim 12, not 16: as" in said
     with pytest.raises(ConfigError, match=r"seq_len=64 .* 32 positions .*: try 32"):
-        from_safetensors(huggingface_folder).config({**tiny_config, "seq_len": 64})
+        published.architecture({**tiny_config, "seq_len": 64}, chosen=["seq_len"])
+
+
+def test_building_draws_no_random_number(huggingface_folder):
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    model = from_safetensors(huggingface_folder).build_model(7, dropout=0.3)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert (model.seq_len, model.blocks[0].attention.attention_dropout) == (7, 0.3)
+    weights = load_file(huggingface_folder / "model.safetensors")
+    assert torch.equal(model.positional_encoding.pe, weights["transformer.wpe.weight"][:7])
 
 
 def test_a_resumed_fine_tuning_run_ends_as_the_uninterrupted_one(
@@ -136,4 +152,4 @@ def test_an_official_model_writes_untrained(official_folder, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     generate.main(["--model=gpt2-small", "--prompt=Once upon", "--max-new-tokens=3", "--seed=1"])
     assert capsys.readouterr().out.startswith("Once upon")
-    assert load_pretrained_model(official("gpt2-small")).seq_len == SETTINGS["n_ctx"]
+    assert official("gpt2-small").build_model().seq_len == SETTINGS["n_ctx"]
