@@ -23,10 +23,13 @@ SEARCHED_CHARS = 10_000
 # so cutting there changes no id.
 SAFE_CUT = re.compile(rf"(?<=\S)[ \n]|{re.escape(END_OF_TEXT)}")
 BYTE_ORDER_MARKS = {
-    codecs.BOM_UTF8: "utf-8-sig",
-    codecs.BOM_UTF16_LE: "utf-16",
-    codecs.BOM_UTF16_BE: "utf-16",
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF16_LE: "utf-16-le",
+    codecs.BOM_UTF16_BE: "utf-16-be",
 }
+INVALID = "\ud800"  # stands for bytes that no encoding allows: no valid text holds half a pair
+BAD = re.compile(f"([\0{INVALID}])")
+UNEXPECTED_NUL = "NUL, as in binary data or in UTF-16 without its byte order mark"
 BINARY_SIGNATURES = {
     b"PK\x03\x04": "a zip archive",
     b"\x1f\x8b": "a gzip archive",
@@ -39,7 +42,9 @@ BINARY_SIGNATURES = {
     b"%PDF": "a PDF document",
     b"PAR1": "a Parquet table",
     codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
 }
+SIGNATURE_BYTES = max(map(len, BINARY_SIGNATURES))
 
 
 def chosen_text(named: str) -> Path:
@@ -100,47 +105,59 @@ class TextReader:
             self.path.open("rb") as file,
             tqdm(desc="tokenizing", delay=2, disable=None, **meter) as progress,
         ):
-            from_bytes = self._decoder(start=file.read(BLOCK_BYTES))
-            decoder = io.IncrementalNewlineDecoder(from_bytes, translate=True)
-            file.seek(0)
-            for block in _blocks_and_end(file):
-                try:
-                    yield decoder.decode(block, final=not block)
-                except UnicodeDecodeError as error:
-                    offset = file.tell() - len(error.object) + error.start
-                    raise self._invalid(offset, error.encoding) from error
-                progress.update(len(block))
+            blocks = decoded_blocks(file, str(self.path), replace_invalid=self.replace_invalid)
+            for text, num_replaced in blocks:
+                self.num_replaced += num_replaced
+                yield text
+                progress.update(file.tell() - progress.n)
 
-    def _decoder(self, start: bytes) -> codecs.IncrementalDecoder:
-        kinds = [kind for mark, kind in BINARY_SIGNATURES.items() if start.startswith(mark)]
-        encodings = [name for mark, name in BYTE_ORDER_MARKS.items() if start.startswith(mark)]
-        if not encodings and b"\0" in start:
-            kinds.append("binary data, or UTF-16 without its byte order mark: it has NUL bytes")
-        if kinds:
-            raise DataError(f"not a text ({self.path} looks like {kinds[0]}): give plain UTF-8")
-        encoding = encodings[0] if encodings else "utf-8"
-        errors = self._replace_and_count() if self.replace_invalid else "strict"
-        return codecs.getincrementaldecoder(encoding)(errors)
 
-    def _replace_and_count(self) -> str:
-        def replace(error: UnicodeError) -> tuple[str | bytes, int]:
-            self.num_replaced += 1
-            return codecs.replace_errors(error)
+def decode_text(raw: bytes, name: str, *, replace_invalid: bool = False) -> str:
+    """The text of a prompt or a small file, by the rules of a text to train on.
 
-        codecs.register_error("replace_and_count", replace)
-        return "replace_and_count"
+    A byte order mark is dropped, line ends become \\n, and the last one stays. DataError says what
+    is wrong with `name` and where, unless `replace_invalid` asks for U+FFFD in its place.
+    """
+    blocks = decoded_blocks(io.BytesIO(raw), name, replace_invalid=replace_invalid)
+    return "".join(text for text, _ in blocks)
 
-    def _invalid(self, offset: int, encoding: str) -> DataError:
-        from_bytes = codecs.getincrementaldecoder(encoding)()
-        decoder = io.IncrementalNewlineDecoder(from_bytes, translate=True)
-        with self.path.open("rb") as file:
-            sizes = (min(BLOCK_BYTES, offset - at) for at in range(0, offset, BLOCK_BYTES))
-            line = 1 + sum(decoder.decode(file.read(size)).count("\n") for size in sizes)
-        line += decoder.decode(b"", final=True).count("\n")
-        return DataError(
-            f"invalid {encoding} ({self.path}, byte {offset}, line {line}): "
-            "repair it, or set replace_invalid_utf8 to read it as U+FFFD"
-        )
+
+def decoded_blocks(
+    file: BinaryIO, name: str, *, replace_invalid: bool
+) -> Iterator[tuple[str, int]]:
+    """The file's text in blocks, and how many characters of each stand for invalid bytes or NUL."""
+    mark, encoding = byte_order_mark(file.read(SIGNATURE_BYTES), name)
+    file.seek(len(mark))
+    codecs.register_error("mark_invalid", lambda error: (INVALID, error.end))
+    decoder = codecs.getincrementaldecoder(encoding)("mark_invalid")
+    line_ends = io.IncrementalNewlineDecoder(None, translate=True)
+    line = 1
+    for block in _blocks_and_end(file):
+        start = file.tell() - len(block) - len(decoder.getstate()[0])
+        text = decoder.decode(block, final=not block)
+        num_bad = text.count(INVALID) + text.count("\0")
+        if num_bad and not replace_invalid:
+            valid, bad, _ = BAD.split(text, maxsplit=1)
+            offset = start + len(valid.encode(encoding))
+            line += line_ends.decode(valid, final=True).count("\n")
+            cause = f"invalid {encoding}" if bad == INVALID else UNEXPECTED_NUL
+            raise DataError(
+                f"{cause} ({name}, byte {offset}, line {line}): "
+                "repair it, or set replace_invalid_utf8 to read it as U+FFFD"
+            )
+        text = BAD.sub("\ufffd", text) if num_bad else text
+        text = line_ends.decode(text, final=not block)
+        line += text.count("\n")
+        yield text, num_bad
+
+
+def byte_order_mark(start: bytes, name: str) -> tuple[bytes, str]:
+    """The mark that a file begins with, perhaps none, and its encoding; DataError if no text."""
+    for signature, kind in BINARY_SIGNATURES.items():
+        if start.startswith(signature):
+            raise DataError(f"not a text ({name} looks like {kind}): give plain UTF-8")
+    marks = [mark for mark in BYTE_ORDER_MARKS if start.startswith(mark)]
+    return (marks[0], BYTE_ORDER_MARKS[marks[0]]) if marks else (b"", "utf-8")
 
 
 def _blocks_and_end(file: BinaryIO) -> Iterator[bytes]:

@@ -11,12 +11,27 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from corpus import text
-from corpus.text import BINARY_SIGNATURES, TEXT_NAMES, TextReader, find_text_file
+from corpus.text import (
+    BINARY_SIGNATURES,
+    BYTE_ORDER_MARKS,
+    TEXT_NAMES,
+    TextReader,
+    decode_text,
+    find_text_file,
+)
 from system.errors import DataError
 from tokenizer import END_OF_TEXT
 
+PROPERTY = settings(
+    max_examples=100,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 WORDS = [
     "a",
     "the",
@@ -191,18 +206,30 @@ def test_lines_are_counted_as_editors_count_them(tmp_path, line_end):
     assert f"byte {len(before)}, line 3):" in error_of(tmp_path, before + b"\xff")
 
 
-@pytest.mark.usefixtures("small_blocks")
-@pytest.mark.parametrize("seed", range(20))
-def test_replacing_gives_what_python_gives_and_counts_it(tmp_path, seed):
-    stored = b"start " + bytes(
-        random.Random(seed).choices(b"a \n\xff\xe2\x82\xac\xf0\x9f\x98", k=99)
-    )
-    reader = TextReader(written(tmp_path, stored), replace_invalid=True)
-    expected = stored.decode(errors="replace")
-    assert "".join(reader.pieces()) == expected
-    assert reader.num_replaced == expected.count("\ufffd") > 0
-    assert "".join(reader.pieces()) == expected
-    assert reader.num_replaced == expected.count("\ufffd")
+BYTES = st.lists(st.sampled_from([*b"a \r\n\0\xff\xe2\x82\xac\xf0\x9f\x98\xd8"])).map(bytes)
+
+
+@PROPERTY
+@given(BYTES, st.sampled_from([b"", *BYTE_ORDER_MARKS]), st.integers(1, 9))
+def test_file_and_prompt_are_read_as_python_reads_them(tmp_path, stored, mark, block_bytes):
+    encoding = BYTE_ORDER_MARKS.get(mark, "utf-8")
+    plain = stored.decode(encoding, errors="replace")
+    expected = re.sub("\r\n?", "\n", plain.replace("\0", "\ufffd"))
+    reader = TextReader(written(tmp_path, mark + stored), replace_invalid=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text, "BLOCK_BYTES", block_bytes)
+        assert "".join(reader.pieces()) == expected
+        assert decode_text(mark + stored, "prompt", replace_invalid=True) == expected
+        assert reader.num_replaced == expected.count("\ufffd")
+        if not reader.num_replaced:
+            assert decode_text(mark + stored, "prompt") == expected
+            return
+        with pytest.raises(DataError) as caught:
+            decode_text(mark + stored, "prompt")
+    before = re.split("[\0\ufffd]", plain)[0]
+    line = len(re.split("\r\n?|\n", before))
+    offset = len(mark) + len(before.encode(encoding))
+    assert f" (prompt, byte {offset}, line {line}):" in str(caught.value)
 
 
 def test_nothing_is_counted_in_a_valid_text_that_holds_replacement_characters(tmp_path):
@@ -251,11 +278,20 @@ def test_every_known_signature_is_tested():
     assert {kind for kind in BINARY_SIGNATURES.values() if "UTF" not in kind} == tested
 
 
-@pytest.mark.parametrize(
-    "stored", [b"once\0upon", "Once".encode("utf-16-le"), "Once".encode("utf-32")], ids=repr
-)
-def test_nul_bytes_are_an_error_that_names_the_likely_cause(tmp_path, stored):
-    assert "UTF-" in error_of(tmp_path, stored).split("looks like")[1]
+@pytest.mark.parametrize("place", [0, 5, text.BLOCK_BYTES, 2 * text.BLOCK_BYTES + 1])
+def test_nul_is_the_same_error_wherever_it_is_and_can_be_replaced(tmp_path, place):
+    stored = b"\n" * place + b"\0 end"
+    message = error_of(tmp_path, stored)
+    assert "NUL, as in binary data or in UTF-16 without its byte order mark" in message
+    assert f"byte {place}, line {place + 1}): repair it, or set replace_invalid_utf8" in message
+    reader = TextReader(written(tmp_path, stored), replace_invalid=True)
+    assert "".join(reader.pieces()) == "\n" * place + "\ufffd end"
+    assert reader.num_replaced == 1
+
+
+@pytest.mark.parametrize("encoding", ["utf-32-le", "utf-32-be"])
+def test_utf32_is_named(tmp_path, encoding):
+    assert "looks like UTF-32" in error_of(tmp_path, "\ufeffOnce".encode(encoding))
 
 
 # pieces

@@ -26,7 +26,7 @@ def test_half_a_million_equal_characters_become_tokens_and_back(tmp_path, letter
 
 
 def test_a_text_with_nul_bytes_is_refused(tmp_path):
-    with pytest.raises(DataError, match="NUL bytes"):
+    with pytest.raises(DataError, match="NUL"):
         tokens_of(tmp_path, "a\0b" * 1000)
 
 
