@@ -9,12 +9,13 @@ Shapes: B batch, T time, C channels, V vocabulary.
 """
 
 from collections.abc import Callable
+from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model import Transformer, TransformerBlock
+from model import Transformer
 from system.errors import DeviceError
 from system.machine import choose_precision
 
@@ -72,61 +73,94 @@ def rounded(rows: Tensor) -> tuple[Tensor, Tensor]:
     return torch.addcdiv(torch.zeros(()), rows, largest, value=STEPS).round_().char(), largest
 
 
-class PreparedTransformer(Transformer):
-    """A Transformer that computes its matrix products with other linear layers."""
+class Wide(nn.Module):
+    """A linear layer whose result has the type of what comes in."""
 
-    def __init__(
-        self, model: Transformer, linear: Callable[..., Linear], *, is_exact: bool
-    ) -> None:
-        blocks = [prepared_block(block, linear) for block in model.blocks]
-        super().__init__(model.input_embedding, model.positional_encoding, blocks, model.final_norm)
-        self.output = linear(model.input_embedding.embedding.weight, None)
-        self.is_exact = is_exact
+    def __init__(self, layer: Linear) -> None:
+        super().__init__()
+        self.layer = layer
 
-    def head(self, hidden: Tensor) -> Tensor:
-        """Logits in float32: (..., C) -> (..., V)."""
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x).to(x.dtype)
+
+
+class TiedHead:
+    """Logits in float32 by the embedding's table: (..., C) -> (..., V)."""
+
+    def __init__(self, table: Tensor, output: Linear, *, is_exact: bool) -> None:
+        self.table, self.output, self.is_exact = table, output, is_exact
+
+    def __call__(self, hidden: Tensor) -> Tensor:
         logits = self.output(hidden).float()
         return logits if self.is_exact else self.repaired(logits, hidden)
 
     def repaired(self, logits: Tensor, hidden: Tensor) -> Tensor:
         """The logits with the highest of them computed again from float32 weights."""
         best = logits.topk(min(NUM_REPAIRED, logits.size(-1))).indices  # (..., K)
-        rows = self.input_embedding.embedding.weight[best]  # (..., K, C)
+        rows = self.table[best]  # (..., K, C)
         return logits.scatter(-1, best, (rows @ hidden.float()[..., None])[..., 0])
 
 
-def prepared_block(block: TransformerBlock, linear: Callable[..., Linear]) -> TransformerBlock:
-    """The block with the same norms and other linear layers."""
-    attention, feed_forward = block.attention, block.feed_forward
-    C, H = attention.projection.weight.size(0), attention.num_heads
-    with torch.device("meta"):  # a skeleton; every part that holds numbers is replaced
-        result = TransformerBlock(C, H, 0.0, feed_forward.expand.weight.size(0))
-    result.attention_norm, result.feed_forward_norm = block.attention_norm, block.feed_forward_norm
-    for source, target, names in (
-        (attention, result.attention, ("qkv", "projection")),
-        (feed_forward, result.feed_forward, ("expand", "contract")),
-    ):
-        for name in names:
-            layer = getattr(source, name)
-            setattr(target, name, linear(layer.weight, layer.bias))
-    return result
-
-
 @torch.no_grad()
-def prepared(model: Transformer, precision: str = "auto") -> PreparedTransformer:
-    """A copy for generation only; "auto" is bfloat16 where the processor has it, else float32."""
-    if precision == "int8" and model.device.type != "cpu":
-        raise DeviceError(f"int8 weights are for CPUs (device {model.device}): use bfloat16")
-    wanted = "bfloat16" if precision == "int8" else precision
-    dtype, _ = choose_precision(model.device, wanted)
+def prepared(
+    model: Transformer, precision: str = "auto", device: torch.device | str | None = None
+) -> Transformer:
+    """A copy for generation only, on the device; the model stays as and where it is.
+
+    "auto" is bfloat16 where the processor has it, else float32. Whatever the blocks are made of,
+    their linear layers are replaced and the rest is shared with the model.
+    """
+    device = model.device if device is None else torch.device(device)
+    if precision == "int8" and device.type != "cpu":
+        raise DeviceError(f"int8 weights are for CPUs (device {device}): use bfloat16")
+    dtype, _ = choose_precision(device, "bfloat16" if precision == "int8" else precision)
 
     def linear(weight: Tensor, bias: Tensor | None) -> Linear:
         if precision == "int8" and weight.size(1) > 1:  # torch multiplies one column wrongly
             return Int8Linear(weight, bias)
-        is_packed = model.device.type == "cpu" and dtype != torch.float16 and has_packed_product()
+        is_packed = device.type == "cpu" and dtype != torch.float16 and has_packed_product()
         return (PackedLinear if is_packed else CastLinear)(weight, bias, dtype)
 
-    return PreparedTransformer(model, linear, is_exact=dtype == torch.float32).eval()
+    result = shared_copy(model, device).eval()
+    if has_tied_head(result):
+        table = result.input_embedding.embedding.weight
+        result.head = TiedHead(table, linear(table, None), is_exact=dtype == torch.float32)
+    parts = [part for block in result.blocks for part in block.children()]
+    among_their_like = {
+        layer for part in parts if holds_linear_layers_alone(part) for layer in part.modules()
+    }.difference(parts)
+    for parent in list(result.blocks.modules()):
+        for name, layer in list(parent.named_children()):
+            if type(layer) is nn.Linear:
+                fast = linear(layer.weight, layer.bias)
+                setattr(parent, name, fast if layer in among_their_like else Wide(fast))
+    return result
+
+
+def holds_linear_layers_alone(part: nn.Module) -> bool:
+    """Whether no other numbers, which are float32, could meet the narrow ones that they give."""
+    layers = [layer for layer in part.modules() if type(layer) is nn.Linear]
+    known = {id(tensor) for layer in layers for tensor in layer.parameters()}
+    return all(id(tensor) in known for tensor in (*part.parameters(), *part.buffers()))
+
+
+def shared_copy(model: Transformer, device: torch.device) -> Transformer:
+    """The model's structure around the same weights, or around copies of them on another device."""
+
+    def placed(tensor: Tensor) -> Tensor:
+        if tensor.device == device or not isinstance(tensor, nn.Parameter):
+            return tensor.to(device)
+        return nn.Parameter(tensor.detach().to(device), requires_grad=False)
+
+    tensors = (*model.parameters(), *model.buffers())
+    return deepcopy(model, {id(tensor): placed(tensor) for tensor in tensors})
+
+
+def has_tied_head(model: Transformer) -> bool:
+    """Whether the head is a product with the embedding's table, and not one of a variant."""
+    table = model.input_embedding.embedding.weight
+    hidden = torch.linspace(-1, 1, table.size(1), dtype=table.dtype, device=table.device)[None]
+    return torch.equal(model.head(hidden), F.linear(hidden, table))
 
 
 def has_packed_product() -> bool:

@@ -61,6 +61,7 @@ class KeyValueCache:
             keys[rows, :, self._positions] = key.transpose(1, 2).to(keys.dtype)  # (B, T, H, D)
             values[rows, :, self._positions] = value.transpose(1, 2).to(keys.dtype)
         if self._end == key.size(2):
+            key, value = key.to(query.dtype), value.to(query.dtype)
             return F.scaled_dot_product_attention(query, key, value, is_causal=True)
         seen = keys[:, :, : self._end], values[:, :, : self._end]
         return mixed_values(query, *seen, self._mask)
