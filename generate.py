@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from generation import console
 from generation.fast_weights import prepared
-from generation.generator import TextGenerator, check_sampling, new_seed
+from generation.generator import TextGenerator
 from model import Transformer
 from storage import checkpoint
 from system import machine, process
@@ -24,9 +24,7 @@ def official_model(name: str) -> Transformer:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = console.parse_arguments(sys.argv[1:] if arguments is None else arguments)
-    options.seed = new_seed() if options.seed is None else options.seed
-    sampling = console.sampling_of(options)
-    check_sampling(max_new_tokens=options.max_new_tokens, seed=options.seed, **sampling)
+    options.seed = console.settings_of(options).seed
     prompts = console.prompts_of(options)
     if options.model:
         state, model = {}, official_model(options.model)

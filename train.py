@@ -132,7 +132,6 @@ def compare_strategies(run: Run, path: Path, poll: Callable[[], None]) -> None:
         max_new_tokens=run.config["sample_tokens"],
         seed=SAMPLING["seed"],
         reference=Reference(run.corpus.train_ids, run.corpus.val_ids.numpy()),
-        poll=poll,
     )
     log(str(comparison))
     try:

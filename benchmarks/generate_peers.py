@@ -17,9 +17,9 @@ import torch
 from benchmarks.train_peers import Task, our_model
 from benchmarks.turns import Contestant, Step
 from exchange.gguf_file import FILE_TYPES, SIZES, write_gguf
-from generation.decoding import continue_rows
+from generation.decoding import Context, continue_rows
 from generation.fast_weights import prepared
-from generation.sampling import Sampling
+from generation.settings import Sampling
 from model import Transformer
 from system.machine import Machine, tune_process
 from weights import huggingface_weights
@@ -82,14 +82,8 @@ def ours(model: Transformer, *, precision: str) -> Continue:
     model = prepared(model, precision)
 
     def write(prompts: list[list[int]], num_tokens: int) -> list[list[int]]:
-        steps = continue_rows(
-            model,
-            prompts,
-            num_tokens,
-            sampling=Sampling(temperature=0),
-            seeds=[0] * len(prompts),
-            is_over=lambda row: False,
-        )
+        context = Context(model, prompts, max_new_tokens=num_tokens)
+        steps = continue_rows(context, Sampling(temperature=0), seeds=[0] * len(prompts))
         tokens = [list(step.values()) for step in steps]
         return [list(row) for row in zip(*tokens, strict=True)]
 

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from generation.generator import TextGenerator
+from generation.decoding import Context, continue_rows
+from generation.row import prompt_ids
+from generation.settings import Sampling
 from model import Transformer
 from tokenizer import GPT2Tokenizer
 
@@ -39,11 +41,11 @@ def compare(
     One pass over our greedy text will do: where the likeliest next token is the same at all its
     positions, greedy decoding writes the same text.
     """
-    generator = TextGenerator(model, GPT2Tokenizer())
-    start = torch.tensor([generator.prompt_ids(prompt)[: max(1, model.seq_len // 2)]])
-    num_prompt, num_new = start.size(1), min(RECEIPT_TOKENS, model.seq_len - start.size(1))
-    continuation = generator.stream_tokens(start, num_new, temperature=0.0)
-    ids = torch.cat([start, *(token[:, None] for token in continuation)], dim=1)
+    start = prompt_ids(GPT2Tokenizer(), prompt)[: max(1, model.seq_len // 2)]
+    num_prompt, num_new = len(start), min(RECEIPT_TOKENS, model.seq_len - len(start))
+    context = Context(model, [start], max_new_tokens=num_new)
+    steps = continue_rows(context, Sampling(temperature=0), seeds=[0])
+    ids = torch.tensor([start + [step[0] for step in steps]])
     ours, theirs = model(ids), logits_of(ids)
     agrees = theirs.argmax(-1)[0, num_prompt - 1 : -1] == ids[0, num_prompt:]
     difference = (ours - theirs).abs().max().item()

@@ -3,15 +3,13 @@
 Shapes: B prompts, K beams of each, V vocabulary.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import torch
 
 from generation.decoding import Context
 from generation.sampling import check_finite
-from model import Transformer
-from system.errors import SamplingError
 
 UNUSED = -1e9  # score of the beams beside the first, before the first step has told them apart
 
@@ -63,30 +61,24 @@ class Search:
 
 @torch.inference_mode()
 def beam_search(
-    model: Transformer,
-    prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
+    context: Context,
     *,
     num_beams: int,
     length_penalty: float = 1.0,
     stop_tokens: Collection[int] = (),
-    poll: Callable[[], None] = lambda: None,
 ) -> list[list[int]]:
     """The ids that follow each prompt, by log-probability / length ** length_penalty.
 
-    A search ends when `num_beams` texts have ended and no beam that goes on is better, by the same
-    measure, than the worst of them; at `max_new_tokens` all beams end.
+    The context has every prompt `num_beams` times, one after the other. A search ends when
+    `num_beams` texts have ended and no beam that goes on is better, by the same measure, than the
+    worst of them; at the context's `max_new_tokens` all beams end.
     """
-    if num_beams < 1 or max_new_tokens < 0:
-        given = f"num_beams={num_beams}, max_new_tokens={max_new_tokens}"
-        raise SamplingError(f"beam search needs a beam and a length ({given}): raise them")
-    searches = [Search(num_beams, length_penalty, stop_tokens) for _ in prompts]
-    live, rows = searches, [prompt for prompt in prompts for _ in range(num_beams)]
-    context = Context(model, rows, max_new_tokens=max_new_tokens)
-    for step in range(max_new_tokens):
-        poll()
+    num_prompts = len(context.rows) // num_beams
+    searches = [Search(num_beams, length_penalty, stop_tokens) for _ in range(num_prompts)]
+    live = searches
+    for step in range(context.max_new_tokens):
         found = best_candidates(context, live, per_search=max(2, 1 + len(stop_tokens)) * num_beams)
-        is_last = step == max_new_tokens - 1
+        is_last = step == context.max_new_tokens - 1
         origins = [s.advance(c, is_last=is_last) for s, c in zip(live, found, strict=True)]
         kept = [number for number, search in enumerate(live) if not search.is_over]
         if not kept:

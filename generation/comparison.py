@@ -2,16 +2,18 @@
 
 import textwrap
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 
-from generation.row import Row, printable
+from generation.generator import TextGenerator
+from generation.row import printable
 from generation.scoring import log_probabilities
+from generation.settings import Settings
 from generation.textstats import distinct_share, longest_copy, repeated_share
 from system.files import write_durably
 from tokenizer import END_OF_TEXT_ID, GPT2Tokenizer
@@ -31,15 +33,6 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "top-k 100": {"top_k": 100},
     "top-p 0.9": {"top_p": 0.9},
 }
-
-
-class Writer(Protocol):
-    """What is compared: a TextGenerator."""
-
-    model: Any
-    tokenizer: GPT2Tokenizer
-
-    def write(self, prompts: Sequence[str], max_new_tokens: int, **settings: Any) -> list[Row]: ...
 
 
 @dataclass(frozen=True)
@@ -119,14 +112,13 @@ class Comparison:
 
 
 def compare_settings(
-    writer: Writer,
+    writer: TextGenerator,
     prompt: str,
     *,
     max_new_tokens: int,
     seed: int,
     reference: Reference | None = None,
     strategies: dict[str, dict[str, Any]] = STRATEGIES,
-    poll: Callable[[], None] = lambda: None,
     notes: Sequence[str] = (),
 ) -> Comparison:
     """Texts and numbers of each strategy; those of human text with a reference to take it from."""
@@ -135,9 +127,8 @@ def compare_settings(
     for name, settings in strategies.items():
         start = time.perf_counter()
         num_samples = 1 if settings.get("temperature") == 0 else NUM_SAMPLES
-        rows = writer.write(
-            [prompt], max_new_tokens, num_samples=num_samples, seed=seed, poll=poll, **settings
-        )
+        wanted = {"max_new_tokens": max_new_tokens, "num_samples": num_samples, "seed": seed}
+        rows = writer.write([prompt], Settings(**wanted, **settings))
         seconds = time.perf_counter() - start
         texts[name] = rows[0].prompt + rows[0].text
         speed = sum(len(row.ids) for row in rows) / seconds

@@ -5,17 +5,18 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from generation.comparison import COMPARISON_NAME, compare_settings, find_reference, plot_comparison
 from generation.fast_weights import PRECISIONS
+from generation.generator import TextGenerator
 from generation.row import Row, printable
-from model import Transformer
+from generation.settings import Settings
 from storage import checkpoint
 from system.command_line import Parser
 from system.errors import ConfigError
-from tokenizer import GPT2Tokenizer
 
 OFFICIAL_NAMES = ("gpt2-small", "gpt2-medium", "gpt2-large", "gpt2-xl")
 SAMPLING_OPTIONS = {  # name -> type, help
@@ -29,21 +30,6 @@ SAMPLING_OPTIONS = {  # name -> type, help
 }
 DEFAULTS = {"temperature": 0.8, "repetition_penalty": 1.0, "no_repeat_ngram": 0}
 HINT = "Type a prompt and Enter. Ctrl-C stops a text, Ctrl-D ends the program."
-
-
-class Generator(Protocol):
-    """A TextGenerator, as far as it is used here."""
-
-    model: Transformer
-    tokenizer: GPT2Tokenizer
-
-    def rows(self, prompts: Sequence[str], **settings: Any) -> list[Row]: ...
-
-    def steps(
-        self, rows: Sequence[Row], max_new_tokens: int, **settings: Any
-    ) -> Iterator[dict[int, str]]: ...
-
-    def write(self, prompts: Sequence[str], max_new_tokens: int, **settings: Any) -> list[Row]: ...
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -100,8 +86,11 @@ def check(options: argparse.Namespace) -> None:
         raise ConfigError("; ".join(problems))
 
 
-def sampling_of(options: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(options, name) for name in SAMPLING_OPTIONS}
+def settings_of(options: argparse.Namespace) -> Settings:
+    names = [field.name for field in fields(Settings) if hasattr(options, field.name)]
+    if options.num_beams > 1:
+        names = [name for name in names if name not in SAMPLING_OPTIONS]
+    return Settings(**{name: getattr(options, name) for name in names})
 
 
 def prompts_of(options: argparse.Namespace) -> list[str]:
@@ -128,7 +117,7 @@ def piped_text() -> str:
 # ---------------------------------------------------------------- texts
 
 
-def write(generator: Generator, prompts: Sequence[str], options: argparse.Namespace) -> None:
+def write(generator: TextGenerator, prompts: Sequence[str], options: argparse.Namespace) -> None:
     """Prints the continuations: a single one as it is written, several one after the other."""
     notice_long(generator, prompts)
     start = time.perf_counter()
@@ -136,16 +125,7 @@ def write(generator: Generator, prompts: Sequence[str], options: argparse.Namesp
     if is_single and not options.json:
         rows = [stream(generator, prompts[0], options, seed=options.seed)]
     else:
-        rows = generator.write(
-            prompts,
-            options.max_new_tokens,
-            num_samples=options.num_samples,
-            num_beams=options.num_beams,
-            length_penalty=options.length_penalty,
-            seed=options.seed,
-            stop=options.stop,
-            **sampling_of(options),
-        )
+        rows = generator.write(prompts, settings_of(options))
     seconds = time.perf_counter() - start
     if options.json:
         print_json(rows, seconds)
@@ -155,17 +135,18 @@ def write(generator: Generator, prompts: Sequence[str], options: argparse.Namesp
     report(rows, seconds)
 
 
-def stream(generator: Generator, prompt: str, options: argparse.Namespace, *, seed: int) -> Row:
+def stream(generator: TextGenerator, prompt: str, options: argparse.Namespace, *, seed: int) -> Row:
     """Prints prompt and continuation while it is written."""
-    [row] = generator.rows([prompt], seed=seed, stop=options.stop)
+    settings = replace(settings_of(options), seed=seed)
+    [row] = generator.rows([prompt], settings)
     print(printable(prompt), end="", flush=True)
-    for pieces in generator.steps([row], options.max_new_tokens, **sampling_of(options)):
+    for pieces in generator.steps([row], settings):
         print(printable(pieces[0]), end="", flush=True)
     print()
     return row
 
 
-def notice_long(generator: Generator, prompts: Sequence[str]) -> None:
+def notice_long(generator: TextGenerator, prompts: Sequence[str]) -> None:
     """Says of each prompt that exceeds the context what the model reads of it."""
     seq_len = generator.model.seq_len
     for prompt in prompts:
@@ -195,7 +176,7 @@ def report(rows: Sequence[Row], seconds: float) -> None:
 # ---------------------------------------------------------------- prompts one by one
 
 
-def converse(generator: Generator, options: argparse.Namespace) -> None:
+def converse(generator: TextGenerator, options: argparse.Namespace) -> None:
     """Asks for prompts and continues them until the input ends."""
     print(HINT, file=sys.stderr)
     for number, prompt in enumerate(asked(input)):
@@ -225,7 +206,7 @@ def asked(read_line: Callable[[str], str]) -> Iterator[str]:
 
 
 def compare(
-    generator: Generator,
+    generator: TextGenerator,
     prompts: Sequence[str],
     options: argparse.Namespace,
     state: dict[str, Any],

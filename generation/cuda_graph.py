@@ -7,7 +7,6 @@ differs from step to step is read from one tensor. Not for several threads at on
 Shapes: B batch, V vocabulary.
 """
 
-import sys
 from collections.abc import Callable, Sequence
 from functools import cache
 
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from generation.kv_cache import KeyValueCache, OneTokenCache
 from model import Transformer
-from system.process import describe
+from system.process import describe, warn
 
 RECORDED_STEP = 1  # the second one: a text of one more token is not worth a recording
 
@@ -66,7 +65,7 @@ def recorded(compute: Callable[[], Tensor], device: torch.device) -> Callable[[]
                 result = compute()
         torch.cuda.current_stream(device).wait_stream(stream)
     except RuntimeError as error:
-        warn(f"steps are not recorded, writing only takes longer: {describe(error)}")
+        warn_once(f"steps are not recorded, writing only takes longer: {describe(error)}")
         return None
 
     def replay() -> Tensor:
@@ -83,6 +82,5 @@ def side_stream(device: torch.device) -> torch.cuda.Stream:
 
 
 @cache
-def warn(text: str) -> None:
-    """Says it on stderr, once; stdout belongs to the text that is written."""
-    print(f"warning   {text}", file=sys.stderr)
+def warn_once(problem: str) -> None:
+    warn(problem)

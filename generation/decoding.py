@@ -4,6 +4,7 @@ Shapes: B batch, T time in tokens, C channels, V vocabulary.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from generation.cuda_graph import OneTokenStep
 from generation.kv_cache import KeyValueCache, new_cache
-from generation.sampling import Sampling
-from model import Transformer
+from generation.sampling import choose
+from generation.settings import Sampling
+from model import Transformer, evaluation_mode
 
 REPLAYING = {"cuda"}  # devices that can record a step
 
@@ -23,26 +25,39 @@ class Context:
     The model sees the last `seq_len` tokens of a row. While they fit, each new token is computed
     alone, from the cache. Learned positions cannot slide: once a row is longer than the context,
     every window is read anew, so the logits are those of reading the window without a cache.
+
+    Ids from `vocab_size` on are no tokens: a table may have more rows, and they are never chosen.
     """
 
     def __init__(
-        self, model: Transformer, prompts: Sequence[Sequence[int]], *, max_new_tokens: int
+        self,
+        model: Transformer,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        vocab_size: int | None = None,
     ) -> None:
         self.model = model
         self.rows = [list(prompt) for prompt in prompts]
+        self.max_new_tokens = max_new_tokens
+        self.vocab_size = vocab_size
         capacity = min(model.seq_len, max(map(len, prompts)) + max_new_tokens)
         self.cache = new_cache(model, len(prompts), capacity)
         self.read_one: Callable[[Sequence[int]], Tensor] = partial(next_logits, model, self.cache)
         if model.device.type in REPLAYING:
             self.read_one = OneTokenStep(model, self.cache)
+        self._modules = list(model.modules())
 
     def logits(self) -> Tensor:
         """Of the next token of each row, (B, V); the next call may overwrite them."""
         lengths = [len(row) for row in self.rows]
         is_one_token_new = self.cache.lengths == [length - 1 for length in lengths]
-        if max(lengths) <= self.model.seq_len and is_one_token_new:
-            return self.read_one([row[-1] for row in self.rows])
-        return self.model.head(self._read_windows())
+        with self._evaluating():
+            if max(lengths) <= self.model.seq_len and is_one_token_new:
+                logits = self.read_one([row[-1] for row in self.rows])
+            else:
+                logits = self.model.head(self._read_windows())
+        return logits[:, : self.vocab_size]
 
     def append(self, tokens: Sequence[int]) -> None:
         """Adds one token to each row."""
@@ -53,6 +68,11 @@ class Context:
         """Row i becomes what row `rows[i]` was; the rest is forgotten."""
         self.rows = [list(self.rows[row]) for row in rows]
         self.cache.select(rows)
+
+    def _evaluating(self) -> AbstractContextManager[None]:
+        """No dropout during a step; a caller who trains the model in between still has it."""
+        is_training = any(module.training for module in self._modules)
+        return evaluation_mode(self.model) if is_training else nullcontext()
 
     def _read_windows(self) -> Tensor:
         """Final states (B, C) of the last token of each row, after reading its window anew."""
@@ -73,30 +93,23 @@ def next_logits(model: Transformer, cache: KeyValueCache, tokens: Sequence[int])
 
 
 def continue_rows(
-    model: Transformer,
-    prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
-    *,
+    context: Context,
     sampling: Sampling,
+    *,
     seeds: Sequence[int],
-    is_over: Callable[[int], bool],
-    poll: Callable[[], None] = lambda: None,
+    is_over: Callable[[int], bool] = lambda row: False,
 ) -> Iterator[dict[int, int]]:
     """Step by step, the next token of each row that goes on, by row number.
 
     Row b draws from its own generator, seeded with `seeds[b]`: its text does not depend on the
-    other rows. It ends when `is_over(b)` is true after a step. `poll` is called before each step
-    and may raise to give up.
+    other rows. It ends when `is_over(b)` is true after a step.
     """
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    active = list(range(len(prompts)))
-    context = Context(model, prompts, max_new_tokens=max_new_tokens)
-    for _ in range(max_new_tokens):
-        poll()
+    active = list(range(len(seeds)))
+    for _ in range(context.max_new_tokens):
         with torch.inference_mode():
-            logits = context.logits()
             sources = [generators[row] for row in active]
-            tokens = sampling.choose(logits, context.rows, sources).tolist()
+            tokens = choose(context.logits(), context.rows, sampling, sources).tolist()
         context.append(tokens)
         yield dict(zip(active, tokens, strict=True))
         going_on = [i for i, row in enumerate(active) if not is_over(row)]

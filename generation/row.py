@@ -3,7 +3,6 @@
 import re
 from collections.abc import Collection, Iterable, Sequence
 
-from system.errors import SamplingError
 from tokenizer import END_OF_TEXT_ID, GPT2Tokenizer, StreamDecoder
 
 TERMINAL_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
@@ -18,7 +17,7 @@ class Row:
         prompt: str,
         seed: int,
         *,
-        stop: str | Sequence[str] = (),
+        stop: Sequence[str] = (),
         stop_tokens: Collection[int] = (),
     ) -> None:
         self.prompt, self.seed = prompt, seed
@@ -28,10 +27,8 @@ class Row:
         self.is_over = False
         self._decoder = StreamDecoder(tokenizer)
         self._held = ""  # text that may be the start of a stop string
-        self._stop = [stop] if isinstance(stop, str) else list(stop)
+        self._stop = stop
         self._stop_tokens = {END_OF_TEXT_ID, *stop_tokens}
-        if "" in self._stop:
-            raise SamplingError("an empty stop string would stop at once: give it some text")
 
     def push(self, token_id: int) -> str:
         """The text that this token makes certain, possibly none."""

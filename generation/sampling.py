@@ -8,85 +8,43 @@ Shapes: B batch, V vocabulary. A history is the ids of each row so far, prompt i
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from system.errors import NonFiniteError, SamplingError
+from generation.settings import Sampling
+from system.errors import NonFiniteError
 
 MANY_TOKENS = 1024  # a nucleus is nearly always smaller; finding so many is cheaper than sorting
 LOWEST = 1e-30  # temperature that float32 can divide by; far colder than any two logits can tell
 History = Sequence[Sequence[int]]
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are chosen; SamplingError names every setting that is out of range.
-
-    Temperature 0 is greedy: the likeliest token, after the two rules against repetition.
-    """
-
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    typical_p: float | None = None
-    repetition_penalty: float = 1.0
-    no_repeat_ngram: int = 0
-
-    def __post_init__(self) -> None:
-        def is_share(value: float | None) -> bool:
-            return value is None or 0 < value <= 1
-
-        is_right = {
-            f"temperature={self.temperature} is not a number >= 0": 0
-            <= self.temperature
-            < math.inf,
-            f"top_k={self.top_k} is below 1": self.top_k is None or self.top_k >= 1,
-            f"top_p={self.top_p} is not in (0, 1]": is_share(self.top_p),
-            f"min_p={self.min_p} is not in (0, 1]": is_share(self.min_p),
-            f"typical_p={self.typical_p} is not in (0, 1]": is_share(self.typical_p),
-            f"repetition_penalty={self.repetition_penalty} is not a number > 0": (
-                0 < self.repetition_penalty < math.inf
-            ),
-            f"no_repeat_ngram={self.no_repeat_ngram} is below 0": self.no_repeat_ngram >= 0,
-        }
-        problems = [problem for problem, is_fine in is_right.items() if not is_fine]
-        if problems:
-            raise SamplingError("sampling: " + "; ".join(problems))
-
-    def filtered(self, logits: Tensor, history: History) -> Tensor:
-        """The logits to draw from, float32, or with temperature 0 those whose highest is taken."""
-        logits = discourage_repetition(logits.float(), history, self)
-        if self.temperature == 0:
-            return logits
-        # Relative to the highest, so that a tiny temperature cannot overflow.
-        logits = (logits - logits.amax(-1, keepdim=True)) / max(self.temperature, LOWEST)
-        if self.top_k is not None:
-            logits = keep_top_k(logits, self.top_k)
-        if self.top_p is not None:
-            logits = keep_top_p(logits, self.top_p)
-        if self.min_p is not None:
-            logits = keep_min_p(logits, self.min_p)
-        if self.typical_p is not None:
-            logits = keep_typical(logits, self.typical_p)
+def filtered(logits: Tensor, history: History, sampling: Sampling) -> Tensor:
+    """The logits to draw from, float32, or with temperature 0 those whose highest is taken."""
+    logits = discourage_repetition(logits.float(), history, sampling)
+    if sampling.temperature == 0:
         return logits
+    # Relative to the highest, so that a tiny temperature cannot overflow.
+    logits = (logits - logits.amax(-1, keepdim=True)) / max(sampling.temperature, LOWEST)
+    for keep, setting in (
+        (keep_top_k, sampling.top_k),
+        (keep_top_p, sampling.top_p),
+        (keep_min_p, sampling.min_p),
+        (keep_typical, sampling.typical_p),
+    ):
+        if setting is not None:
+            logits = keep(logits, setting)
+    return logits
 
-    def choose(
-        self, logits: Tensor, history: History, generators: Sequence[torch.Generator]
-    ) -> Tensor:
-        """One token id a row, (B,); row b draws from `generators[b]` alone."""
-        check_finite(logits)
-        logits = self.filtered(logits, history)
-        return logits.argmax(-1) if self.temperature == 0 else draw(logits, generators)
 
-
-def next_tokens(logits: Tensor, *, generator: torch.Generator, **settings: Any) -> Tensor:
-    """One token id a row, (B,), by the settings of `Sampling`; all rows draw from one generator."""
-    num_rows = len(logits)
-    return Sampling(**settings).choose(logits, [()] * num_rows, [generator] * num_rows)
+def choose(
+    logits: Tensor, history: History, sampling: Sampling, generators: Sequence[torch.Generator]
+) -> Tensor:
+    """One token id a row, (B,); row b draws from `generators[b]` alone."""
+    check_finite(logits)
+    logits = filtered(logits, history, sampling)
+    return logits.argmax(-1) if sampling.temperature == 0 else draw(logits, generators)
 
 
 def check_finite(logits: Tensor) -> None:

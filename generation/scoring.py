@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model import Transformer
+from model import Transformer, evaluation_mode
 from tokenizer import END_OF_TEXT_ID, GPT2Tokenizer
 
 ROWS_AT_ONCE = 128  # of logits, 50,257 numbers each
@@ -48,12 +48,13 @@ def log_probabilities(model: Transformer, ids: Sequence[int]) -> Tensor:
     ids = torch.tensor(ids, device=model.device)
     overlap = max(1, model.seq_len // 2)
     known, parts = 1, []  # ids[:known] have been predicted, or are the start
-    while known < len(ids):
-        start = max(0, known - overlap) if known > 1 else 0
-        window = ids[start : start + model.seq_len + 1]
-        hidden = model.hidden_states(window[None, :-1])[0, known - start - 1 :]
-        parts += chosen_log_probabilities(model, hidden, ids[known : start + len(window)])
-        known = start + len(window)
+    with evaluation_mode(model):
+        while known < len(ids):
+            start = max(0, known - overlap) if known > 1 else 0
+            window = ids[start : start + model.seq_len + 1]
+            hidden = model.hidden_states(window[None, :-1])[0, known - start - 1 :]
+            parts += chosen_log_probabilities(model, hidden, ids[known : start + len(window)])
+            known = start + len(window)
     return torch.cat(parts).cpu() if parts else torch.zeros(0)
 
 

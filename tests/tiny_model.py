@@ -4,8 +4,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from generation.decoding import continue_rows
-from generation.sampling import Sampling
+from generation.beam import beam_search
+from generation.decoding import Context, continue_rows
+from generation.settings import Sampling
 from model import Transformer
 from storage.checkpoint import build_model
 
@@ -36,18 +37,23 @@ def naive_logits(model: Transformer, ids: Sequence[int]) -> torch.Tensor:
 
 
 def tokens_of(
-    model, prompts, num_tokens, *, sampling=None, seeds=None, **options
+    model, prompts, num_tokens, *, sampling=None, seeds=None, **ending
 ) -> list[list[int]]:
     """All tokens of each row; greedy unless a `sampling` is given."""
     texts = [[] for _ in prompts]
-    settings = {"sampling": sampling or Sampling(temperature=0), "is_over": lambda row: False}
-    steps = continue_rows(
-        model, prompts, num_tokens, seeds=seeds or range(len(prompts)), **{**settings, **options}
-    )
-    for step in steps:
+    context = Context(model, prompts, max_new_tokens=num_tokens)
+    sampling, seeds = sampling or Sampling(temperature=0), seeds or range(len(prompts))
+    for step in continue_rows(context, sampling, seeds=seeds, **ending):
         for row, token in step.items():
             texts[row].append(token)
     return texts
+
+
+def beams_of(model, prompts, num_tokens, *, num_beams, **settings) -> list[list[int]]:
+    """What beam search finds for each prompt."""
+    rows = [prompt for prompt in prompts for _ in range(num_beams)]
+    context = Context(model, rows, max_new_tokens=num_tokens)
+    return beam_search(context, num_beams=num_beams, **settings)
 
 
 def ending_after(lengths: Sequence[int]) -> Callable[[int], bool]:

@@ -184,7 +184,7 @@ class Run:
             )
         bits = bits_per_byte(loss, len(self.val_ids) - 1, self.corpus.num_val_bytes)
         prompt, length = self.config["sample_prompt"], self.config["sample_tokens"]
-        sample = self.text_generator().generate(prompt, length, **SAMPLING, poll=poll)
+        sample = self.text_generator().generate(prompt, length, **SAMPLING)
 
         evaluation = Evaluation(self.step, self.tokens_seen(self.step), loss, bits)
         self.history.evaluations.append(evaluation)

@@ -2,14 +2,11 @@
 
 import pytest
 import torch
+from tiny_model import beams_of, tokens_of
 
 from benchmarks.generate_peers import as_transformers
-from generation.beam import beam_search
-from generation.decoding import continue_rows
 from generation.fast_weights import prepared
-from generation.sampling import Sampling
 from storage.checkpoint import build_model
-from system.errors import SamplingError
 
 V, T = 37, 64
 SIZES = {
@@ -66,19 +63,7 @@ def cut(ids: list[int]) -> list[int]:
 
 
 def greedy_text(model, prompts: list[list[int]], num_tokens: int) -> list[list[int]]:
-    texts = [[] for _ in prompts]
-    steps = continue_rows(
-        model,
-        prompts,
-        num_tokens,
-        sampling=Sampling(temperature=0),
-        seeds=[0] * len(prompts),
-        is_over=lambda row: texts[row][-1] == END,
-    )
-    for step in steps:
-        for row, token in step.items():
-            texts[row].append(token)
-    return texts
+    return [cut(text) for text in tokens_of(model, prompts, num_tokens)]
 
 
 def test_greedy_text_is_that_of_transformers(wandering_pair):
@@ -94,7 +79,7 @@ def test_greedy_text_is_that_of_transformers(wandering_pair):
 def test_long_beam_search_is_that_of_transformers(wandering_pair, num_beams):
     ours, theirs = wandering_pair
     prompts = some_prompts(20, 5)
-    found = beam_search(ours, prompts.tolist(), 100, num_beams=num_beams, stop_tokens={END})
+    found = beams_of(ours, prompts.tolist(), 100, num_beams=num_beams, stop_tokens={END})
     assert found == their_text(theirs, prompts, 100, num_beams=num_beams)
 
 
@@ -104,7 +89,7 @@ def test_beam_search_is_that_of_transformers(pair, num_beams, length_penalty):
     ours, theirs = pair
     prompts = some_prompts(12, 4)
     settings = {"num_beams": num_beams, "length_penalty": length_penalty}
-    found = beam_search(ours, prompts.tolist(), 30, stop_tokens={END}, **settings)
+    found = beams_of(ours, prompts.tolist(), 30, stop_tokens={END}, **settings)
     assert found == their_text(theirs, prompts, 30, **settings)
     assert min(map(len, found)) < 30  # some have ended early
 
@@ -113,24 +98,18 @@ def test_prompts_of_unequal_length_are_searched_as_if_alone(pair):
     ours, _ = pair
     prompts = [[1], [2, 3, 4, 5, 6], [7, 8]]
     settings = {"num_beams": 3, "stop_tokens": {END}}
-    together = beam_search(ours, prompts, 20, **settings)
-    assert together == [beam_search(ours, [prompt], 20, **settings)[0] for prompt in prompts]
+    together = beams_of(ours, prompts, 20, **settings)
+    assert together == [beams_of(ours, [prompt], 20, **settings)[0] for prompt in prompts]
 
 
 def test_one_beam_is_greedy(pair):
     ours, _ = pair
     prompts = some_prompts(5, 3).tolist()
-    found = beam_search(ours, prompts, 30, num_beams=1, stop_tokens={END})
+    found = beams_of(ours, prompts, 30, num_beams=1, stop_tokens={END})
     assert found == greedy_text(ours, prompts, 30)
 
 
 def test_more_beams_than_tokens_and_no_new_tokens(pair):
     ours, _ = pair
-    assert len(beam_search(ours, [[1]], 2, num_beams=V + 3)[0]) == 2
-    assert beam_search(ours, [[1]], 0, num_beams=2) == [[]]
-
-
-@pytest.mark.parametrize(("num_beams", "max_new_tokens"), [(0, 5), (2, -1)])
-def test_impossible_searches_are_an_error(pair, num_beams, max_new_tokens):
-    with pytest.raises(SamplingError, match=f"num_beams={num_beams}"):
-        beam_search(pair[0], [[1]], max_new_tokens, num_beams=num_beams)
+    assert len(beams_of(ours, [[1]], 2, num_beams=V + 3)[0]) == 2
+    assert beams_of(ours, [[1]], 0, num_beams=2) == [[]]

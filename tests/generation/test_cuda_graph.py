@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from tiny_model import T, V, clear_model, ending_after, naive_logits, tokens_of
+from tiny_model import T, V, beams_of, clear_model, ending_after, naive_logits, tokens_of
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from generation import cuda_graph, decoding
-from generation.beam import beam_search
 from generation.decoding import Context
 from generation.fast_weights import prepared
 from model import Transformer
@@ -120,22 +119,22 @@ def test_replayed_texts_are_the_texts_without(model, precision, lengths, monkeyp
 
 def test_beams_are_the_beams_without(model, monkeypatch):
     settings = {"num_beams": 3, "stop_tokens": {4}}
-    replayed = beam_search(model, PROMPTS[:3], 2 * T, **settings)
+    replayed = beams_of(model, PROMPTS[:3], 2 * T, **settings)
     monkeypatch.setattr(decoding, "REPLAYING", set())
-    assert replayed == beam_search(model, PROMPTS[:3], 2 * T, **settings)
+    assert replayed == beams_of(model, PROMPTS[:3], 2 * T, **settings)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="shows what happens without CUDA")
 def test_steps_that_cannot_be_recorded_run_as_they_are_with_one_warning(monkeypatch, capsys):
     model = clear_model()
     expected = tokens_of(model, PROMPTS, 2 * T)
-    cuda_graph.warn.cache_clear()
+    cuda_graph.warn_once.cache_clear()
     monkeypatch.setattr(decoding, "REPLAYING", {"cpu"})
     for _ in range(2):
         assert tokens_of(model, PROMPTS, 2 * T) == expected
     printed = capsys.readouterr()
     assert printed.out == ""  # where the text goes
-    assert printed.err.startswith("warning   steps are not recorded")
+    assert printed.err.startswith("warning: steps are not recorded")
     assert printed.err.count("\n") == 1
 
 

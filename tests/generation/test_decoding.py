@@ -9,8 +9,7 @@ import torch
 from tiny_model import SIZES, T, V, clear_model, ending_after, naive_logits, tokens_of
 
 from generation.decoding import Context
-from generation.fast_weights import Int8Linear, prepared
-from generation.sampling import Sampling
+from generation.settings import Sampling
 from storage.checkpoint import build_model
 
 STATM = Path("/proc/self/statm")
@@ -114,71 +113,3 @@ def test_memory_stays_flat_over_a_hundred_texts():
             before = memory()
         tokens_of(model, PROMPTS, 2 * T)
     assert memory() - before < 1e6
-
-
-# ---------------------------------------------------------------- prepared weights
-
-
-def test_float32_prepared_for_generation_gives_the_same_logits(model):
-    tokens = torch.tensor([[1, 2, 3], [4, 5, 6]])
-    with torch.no_grad():
-        # float32, other summation order
-        torch.testing.assert_close(
-            prepared(model, "float32")(tokens), model(tokens), rtol=1e-4, atol=1e-4
-        )
-
-
-@pytest.mark.parametrize("width", [2, 13 * 2, 32])
-@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
-def test_narrow_weights_stay_near(precision, width):
-    torch.manual_seed(0)
-    sizes = {**SIZES, "embedding_dim": width, "num_heads": 2, "ffn_hidden_dim": 2 * width}
-    model = build_model(sizes, V).eval()
-    tokens = torch.tensor([[1, 2, 3], [4, 5, 6]])
-    with torch.no_grad():
-        logits, exact = prepared(model, precision)(tokens), model(tokens)
-    assert logits.dtype == torch.float32
-    # 8 bits of mantissa, or 127 steps, through two layers
-    assert (logits - exact).norm() / exact.norm() < 0.05
-
-
-@pytest.mark.parametrize("shape", [(1, 2), (3, 2, 5), (2, 3, 7), (5, 64), (17, 33)])
-@pytest.mark.parametrize("num_outputs", [1, 2, 16, 131])
-def test_int8_products_are_those_of_the_rounded_numbers(shape, num_outputs):
-    source = torch.Generator().manual_seed(0)
-    weight = torch.randn(num_outputs, shape[-1], generator=source)
-    x, bias = torch.randn(shape, generator=source), torch.randn(num_outputs, generator=source)
-    x.view(-1, shape[-1])[0] = 0  # a row that has no scale of its own
-
-    def naive(rows: torch.Tensor) -> torch.Tensor:
-        scales = rows.double().abs().amax(-1, keepdim=True).clamp(min=1e-12) / 127
-        return (rows / scales).round() * scales
-
-    result = Int8Linear(weight, bias)(x)
-    expected = naive(x) @ naive(weight).T + bias
-    # a number in the middle of two steps may be rounded either way: one step of 127
-    torch.testing.assert_close(result.double(), expected, rtol=0, atol=0.05)
-    for row, one in zip(result.flatten(0, -2), x.flatten(0, -2), strict=True):
-        assert torch.equal(Int8Linear(weight, bias)(one[None])[0], row)
-
-
-def test_int8_text_of_a_row_does_not_depend_on_the_others(model):
-    narrow = prepared(model, "int8")
-    together = tokens_of(narrow, PROMPTS, 2 * T)
-    assert together == [tokens_of(narrow, [prompt], 2 * T)[0] for prompt in PROMPTS]
-
-
-def test_preparing_leaves_the_model_as_it_was(model):
-    before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    prepared(model, "bfloat16")(torch.tensor([[1, 2]]))
-    after = model.state_dict()
-    assert before.keys() == after.keys()
-    assert all(torch.equal(before[name], after[name]) for name in before)
-
-
-def test_the_best_logits_of_a_narrow_head_are_computed_in_float32(model):
-    narrow = prepared(model, "bfloat16")
-    hidden = torch.randn(2, 3, 12, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        # float32, other summation order; V is below the number of repaired logits
-        torch.testing.assert_close(narrow.head(hidden), model.head(hidden), rtol=1e-5, atol=1e-5)

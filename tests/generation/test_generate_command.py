@@ -16,6 +16,7 @@ import torch
 
 import generate
 from generation.generator import TextGenerator
+from generation.row import printable
 from storage import checkpoint
 from storage.checkpoint import build_model
 
@@ -51,7 +52,7 @@ def test_several_prompts_and_samples_are_the_texts_that_each_gives_alone(command
         for prompt in ("One", "")
         for seed in (5, 6)
     ]
-    assert (code, text) == (0, generate.printable("\n---\n".join(expected)) + "\n")
+    assert (code, text) == (0, printable("\n---\n".join(expected)) + "\n")
     assert re.fullmatch(r"\(seeds 5 to 6, 24 tokens, [\d,.]+ tokens/s\)\n", notes)
     assert generator.generate(["One", ""], 6, num_samples=2, seed=5, temperature=0.8) == expected
 
@@ -104,7 +105,7 @@ def test_a_missing_prompt_file_is_one_line(command, tmp_path):
 def test_beams_give_one_text_a_prompt(command, generator):
     code, text, _ = command("--prompt=One", "--num-beams=3", *PLAIN)
     expected = generator.generate("One", 6, num_beams=3)
-    assert (code, text) == (0, generate.printable(expected) + "\n")
+    assert (code, text) == (0, printable(expected) + "\n")
 
 
 def test_a_stop_string_ends_the_text(command, generator):
@@ -112,7 +113,7 @@ def test_a_stop_string_ends_the_text(command, generator):
     stop = whole[-4:-2]
     text = command("--prompt=One", f"--stop={stop}", *PLAIN)[1]
     continuation = whole[3:]
-    assert text == generate.printable("One" + continuation[: continuation.index(stop)]) + "\n"
+    assert text == printable("One" + continuation[: continuation.index(stop)]) + "\n"
 
 
 @pytest.mark.parametrize(
@@ -122,8 +123,8 @@ def test_a_stop_string_ends_the_text(command, generator):
         (["--num-beams=2", "--num-samples=2"], "--num-beams finds one text a prompt"),
         (["--interactive"], "--interactive asks for its prompts"),
         (["--stop="], "--stop wants some text"),
-        (["--seed=-1"], "seed=-1 is not in [0, 2**63)"),
-        (["--min-p=2", "--typical-p=0"], "min_p=2.0 is not in (0, 1]; typical_p=0.0"),
+        (["--seed=-1"], "seed=-1 is not a whole number in [0, 2**63)"),
+        (["--min-p=2", "--typical-p=0"], "min_p=2.0 is not a number in (0, 1]; typical_p=0.0"),
         (["--model=gpt3"], "invalid choice: 'gpt3'"),
         (["--precision=int4"], "invalid choice: 'int4'"),
     ],
@@ -142,7 +143,7 @@ def run_piped(model_path: Path, text: bytes, *options: str, folder: Path = ROOT)
 def test_a_prompt_comes_through_a_pipe(model_path, generator):
     result = run_piped(model_path, b"One\n", *PLAIN)
     expected = generator.generate("One", 6, temperature=0.8, seed=5)
-    assert result.stdout.decode() == generate.printable(expected) + "\n", result.stderr
+    assert result.stdout.decode() == printable(expected) + "\n", result.stderr
     assert result.returncode == 0
 
 
@@ -152,7 +153,7 @@ def test_the_prompt_loop_answers_each_line_until_the_input_ends(model_path, gene
     assert result.returncode == 0, result.stderr
     for number, prompt in enumerate(["One", "雪"]):
         text = generator.generate(prompt, 6, temperature=0.8, seed=5 + number)
-        assert generate.printable(text) in output
+        assert printable(text) in output
 
 
 def test_ctrl_c_stops_a_text_but_not_the_program(model_path):

@@ -1,17 +1,28 @@
-"""One token from logits: the filters against naive ones, and how often a token is drawn."""
+"""One token from logits: the filters against transformers' and naive ones, and how it is drawn."""
 
 import math
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from generation.generator import check_sampling
-from generation.sampling import keep_top_k, keep_top_p, next_tokens
-from system.errors import NonFiniteError, SamplingError
+from generation.sampling import (
+    ban_repeated_ngrams,
+    choose,
+    completions,
+    draw,
+    filtered,
+    keep_min_p,
+    keep_top_k,
+    keep_top_p,
+    keep_typical,
+    penalize_repetition,
+)
+from generation.settings import Sampling
+from system.errors import NonFiniteError
 
 V, B = 11, 3
+HISTORY = [[1, 2, 3, 1, 2], [4, 4, 4], []]
 TIES = [[1.0, 3.0, 3.0, 2.0, 3.0, 0.0, 2.0, 2.0, -1.0, 3.0, 0.5], [0.0] * V, [5.0] + [0.0] * 10]
 
 
@@ -24,9 +35,10 @@ def kept(logits: Tensor) -> list[set[int]]:
     return [set(row.isfinite().nonzero()[:, 0].tolist()) for row in logits]
 
 
-def drawn(logits: Tensor, *, seed: int = 0, **changed: Any) -> Tensor:
-    settings = {"temperature": 1.0, "top_k": None, "top_p": None, **changed}
-    return next_tokens(logits, generator=torch.Generator().manual_seed(seed), **settings)
+def drawn(logits: Tensor, **settings) -> Tensor:
+    """A token of each row, all from one generator, without a history."""
+    source = torch.Generator().manual_seed(0)
+    return choose(logits, [()] * len(logits), Sampling(**settings), [source] * len(logits))
 
 
 # ---------------------------------------------------------------- filters
@@ -76,6 +88,74 @@ def test_top_p_of_1_keeps_every_token(num_tokens):
     assert torch.equal(keep_top_p(logits, 1.0), logits)
 
 
+@pytest.mark.parametrize("num_tokens", [V, 5000])
+@pytest.mark.parametrize("value", [0.02, 0.3, 0.9, 0.99])
+def test_filters_keep_what_transformers_keeps(num_tokens, value):
+    from transformers import (
+        MinPLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+        TypicalLogitsWarper,
+    )
+
+    logits, ids = some_logits(num_tokens), torch.zeros(B, 1, dtype=torch.long)
+    pairs = [
+        (keep_top_p(logits, value), TopPLogitsWarper(value)),
+        (keep_min_p(logits, value), MinPLogitsWarper(value)),
+        (keep_typical(logits, value), TypicalLogitsWarper(value)),
+        (keep_top_k(logits, max(1, int(10 * value))), TopKLogitsWarper(max(1, int(10 * value)))),
+    ]
+    for ours, warper in pairs:
+        assert torch.equal(ours, warper(ids, logits.clone())), type(warper).__name__
+
+
+@pytest.mark.parametrize("penalty", [0.5, 1.3])
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_rules_against_repetition_are_those_of_transformers(penalty, n):
+    from transformers import NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
+
+    logits = some_logits()[:1]
+    ids = torch.tensor([[1, 2, 3, 1, 2]])
+    ours = penalize_repetition(logits, ids.tolist(), penalty)
+    assert torch.equal(ours, RepetitionPenaltyLogitsProcessor(penalty)(ids, logits.clone()))
+    ours = ban_repeated_ngrams(logits, ids.tolist(), n)
+    assert torch.equal(ours, NoRepeatNGramLogitsProcessor(n)(ids, logits.clone()))
+
+
+def test_completions_of_short_histories():
+    assert completions([1, 2, 3, 1, 2], 3) == {3}
+    assert completions([1, 2], 1) == {1, 2}
+    assert completions([1, 2], 2) == set()
+    assert completions([1], 4) == completions([], 1) == set()
+
+
+def test_a_row_in_which_every_token_is_banned_stays_as_it_is():
+    logits = some_logits()
+    assert torch.equal(ban_repeated_ngrams(logits, [list(range(V)), [], []], 1), logits)
+
+
+def test_no_filter_changes_its_input():
+    logits = some_logits()
+    before = logits.clone()
+    everything = Sampling(0.7, 5, 0.9, 0.05, 0.9, 1.2, 2)
+    filtered(logits, HISTORY, everything)
+    assert torch.equal(logits, before)
+
+
+def test_the_order_of_the_filters_is_the_documented_one():
+    logits = some_logits()
+    result = filtered(logits, HISTORY, Sampling(0.5, 6, 0.8, 0.1, 0.9, 1.5, 2))
+    step = ban_repeated_ngrams(penalize_repetition(logits, HISTORY, 1.5), HISTORY, 2)
+    step = (step - step.amax(-1, keepdim=True)) / 0.5
+    step = keep_typical(keep_min_p(keep_top_p(keep_top_k(step, 6), 0.8), 0.1), 0.9)
+    assert torch.equal(result, step)
+
+
+def test_top_p_takes_equal_tokens_by_id_when_they_are_more_than_a_first_look_finds():
+    logits = torch.zeros(1, 4096)  # so that sums of probabilities are exact
+    assert keep_top_p(logits, 0.5)[0].isfinite().nonzero()[:, 0].tolist() == list(range(2048))
+
+
 # ---------------------------------------------------------------- one token
 
 
@@ -85,15 +165,38 @@ def test_no_temperature_and_hardly_any_take_the_likeliest_token(temperature):
     assert torch.equal(drawn(logits, temperature=temperature), logits.argmax(-1))
 
 
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
-def test_tokens_are_drawn_as_often_as_they_are_likely(temperature):
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(),
+        Sampling(0.7, top_k=5),
+        Sampling(1.5, top_p=0.8),
+        Sampling(min_p=0.2),
+        Sampling(typical_p=0.6),
+        Sampling(repetition_penalty=1.7, no_repeat_ngram=2),
+    ],
+    ids=str,
+)
+def test_tokens_are_drawn_as_often_as_the_filtered_distribution_says(sampling):
     num_draws = 20_000
-    row = some_logits()[0]
-    tokens = drawn(row.expand(num_draws, V), temperature=temperature)
-    shares = tokens.bincount(minlength=V) / num_draws
-    expected = (row / temperature).softmax(-1)
-    deviation = (expected * (1 - expected) / num_draws).sqrt()
-    assert ((shares - expected).abs() < 4 * deviation + 1e-3).all()
+    row, history = some_logits()[:1], [[1, 2, 3, 1]]
+    expected = num_draws * filtered(row, history, sampling)[0].softmax(-1)
+    source = torch.Generator().manual_seed(1)
+    logits = filtered(row, history, sampling).expand(num_draws, V)
+    counts = draw(logits, [source] * num_draws).bincount(minlength=V)
+    possible = expected > 0
+    assert counts[~possible].sum() == 0
+    statistic = ((counts - expected)[possible] ** 2 / expected[possible]).sum().item()
+    degrees = possible.sum().item() - 1
+    # chi-square: mean k, variance 2k; five deviations and some for the long tail of a small k
+    assert statistic < degrees + 5 * math.sqrt(2 * degrees) + 5
+
+
+def test_a_token_of_probability_0_is_never_drawn():
+    logits = torch.full((1, V), -math.inf)
+    logits[0, 4] = 0.0
+
+    assert {draw(logits, [torch.Generator().manual_seed(i)]).item() for i in range(200)} == {4}
 
 
 def test_temperature_comes_before_the_nucleus():
@@ -115,32 +218,3 @@ def test_logits_that_are_not_finite_are_an_error(value, temperature):
     logits[1, 3] = value
     with pytest.raises(NonFiniteError, match="logits"):
         drawn(logits, temperature=temperature)
-
-
-@pytest.mark.parametrize(
-    "changed",
-    [
-        {"max_new_tokens": -1},
-        {"temperature": -0.1},
-        {"temperature": math.nan},
-        {"temperature": math.inf},
-        {"top_k": 0},
-        {"top_k": -1},
-        {"top_p": 0.0},
-        {"top_p": 1.1},
-        {"top_p": math.nan},
-    ],
-    ids=str,
-)
-def test_a_setting_that_means_nothing_is_named(changed):
-    good = {"max_new_tokens": 0, "temperature": 0, "top_k": None, "top_p": None}
-    check_sampling(**good)
-    ((name, value),) = changed.items()
-    with pytest.raises(SamplingError, match=f"{name}={value} "):
-        check_sampling(**{**good, **changed})
-
-
-def test_all_senseless_settings_are_named_together():
-    with pytest.raises(SamplingError) as caught:
-        check_sampling(max_new_tokens=-1, temperature=-1, top_k=0, top_p=2)
-    assert str(caught.value).count(";") == 3
