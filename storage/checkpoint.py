@@ -3,7 +3,6 @@
 import math
 import platform
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,8 @@ from torch import Tensor
 from model import Transformer, build_transformer
 from storage import archive
 from system.errors import BrokenStateError, CheckpointError, OutputError
-from system.files import write_durably
+from system.files import as_path, named, write_durably
+from system.process import note
 
 FINAL_NAME = "final_trained_model.pt"
 BEST_NAME = "best_model.pt"
@@ -24,14 +24,14 @@ EMBEDDING = "input_embedding.embedding.weight"
 DTYPES = {torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.bool}
 
 
-def step_path(folder: Path, step: int) -> Path:
-    return folder / f"model_checkpoint_step_{step}.pt"
+def step_path(folder: str | Path, step: int) -> Path:
+    return as_path(folder) / f"model_checkpoint_step_{step}.pt"
 
 
 # ---------------------------------------------------------------- writing
 
 
-def save(path: Path, state: dict[str, Any]) -> None:
+def save(path: str | Path, state: dict[str, Any]) -> None:
     """Writes the state so that `torch.load(path)`'s safe default reads it: plain values only.
 
     Nothing that is not finite is written, and the file is read back before it takes its name.
@@ -62,13 +62,18 @@ def check_written(path: Path) -> None:
 # ---------------------------------------------------------------- reading
 
 
-def load(path: Path) -> dict[str, Any]:
-    """The state in a checkpoint, on the CPU; CheckpointError where a byte of it is wrong."""
+def load(path: str | Path) -> dict[str, Any]:
+    """The state in a checkpoint, on the CPU; CheckpointError where a byte of it is wrong.
+
+    A folder means the final model in it.
+    """
+    path = as_path(path)
+    path = path / FINAL_NAME if path.is_dir() else path
     if not path.is_file():
         kind = "not a file" if path.exists() else "no checkpoint"
         raise CheckpointError(f"{kind} ({path}): train one with python train.py")
     try:
-        with path.open("rb") as file:
+        with named(path), path.open("rb") as file:
             archive.check(file)
             file.seek(0)
             state = torch.load(file, map_location="cpu", weights_only=True)
@@ -83,15 +88,15 @@ def load(path: Path) -> dict[str, Any]:
         ) from error
     written_by = state.get("versions", {}).get("torch", torch_version())
     if written_by != torch_version():
-        notice = f"notice: {path} was written by torch {written_by}, this is {torch_version()}"
-        print(notice, file=sys.stderr)
+        note(f"notice: {path} was written by torch {written_by}, this is {torch_version()}")
     return state
 
 
-def glance(path: Path) -> tuple[str, int]:
+def glance(path: str | Path) -> tuple[str, int]:
     """Which run wrote the checkpoint and at which step, without reading its weights."""
+    path = as_path(path)
     try:
-        with path.open("rb") as file:
+        with named(path), path.open("rb") as file:
             archive.check(file, only_pickle=True)
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         run_id, step = state["run_id"], state["step"]
@@ -220,6 +225,6 @@ def model_from(state: dict[str, Any]) -> Transformer:
     return model.eval()
 
 
-def load_model(path: Path) -> Transformer:
-    """The model in a checkpoint file, on the CPU and in evaluation mode."""
+def load_model(path: str | Path) -> Transformer:
+    """The model in a checkpoint file or run folder, on the CPU and in evaluation mode."""
     return model_from(load(path))

@@ -1,96 +1,160 @@
-"""Whose checkpoints a folder holds: the run's own files, which to keep, which to go on from.
+"""Whose files a folder holds: which to keep, which to go on from, which to set aside.
 
 A run has an id, drawn at its start and kept in each of its files. `.run_id` names the run that a
 folder holds, so that nothing ever continues, counts or deletes the files of another one.
 """
 
 import math
+import os
 import re
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-from storage.checkpoint import FINAL_NAME, STEP_NAME, glance, load, save, step_path
+from storage.checkpoint import BEST_NAME, FINAL_NAME, STEP_NAME, glance, load, save, step_path
 from system.errors import CheckpointError
-from system.files import write_durably
+from system.files import as_path, sync_folder, write_durably
 
 RUN_ID_NAME = ".run_id"
 RUN_ID = re.compile(r"[0-9a-f]{32}")
+PICTURE_NAMES = ("training_losses.png", "sampling_comparison.png")
+EARLIER_NAME = "earlier_runs"
 
 
 # ---------------------------------------------------------------- whose files
 
 
-def claim(folder: Path, run_id: str) -> None:
+def claim(folder: str | Path, run_id: str) -> None:
     """Notes that the folder holds this run from now on."""
-    write_durably(folder / RUN_ID_NAME, lambda file: file.write(run_id.encode()))
+    write_durably(as_path(folder) / RUN_ID_NAME, lambda file: file.write(run_id.encode()))
 
 
-def claimed_by(folder: Path) -> str | None:
+def claimed_by(folder: str | Path) -> str | None:
     """The run that the folder holds, None where nobody has noted it."""
-    path = folder / RUN_ID_NAME
+    path = as_path(folder) / RUN_ID_NAME
     run_id = path.read_bytes().decode("latin-1") if path.is_file() else ""
     return run_id if RUN_ID.fullmatch(run_id) else None
 
 
-def checkpoints_in(folder: Path) -> tuple[dict[Path, tuple[str, int]], dict[Path, Exception]]:
+def owner_of(path: Path) -> str | None:
+    """The run that wrote a model file, None where the file does not tell."""
+    try:
+        run_id, _ = glance(path)
+    except (CheckpointError, OSError):
+        return None
+    return run_id if RUN_ID.fullmatch(run_id) else None
+
+
+def owners_in(folder: str | Path) -> dict[Path, str | None]:
+    """The run that each of the files in the folder belongs to which runs write, None if unknown."""
+    folder = as_path(folder)
+    present = {path.name for path in folder.iterdir()}
+    steps = sorted(filter(STEP_NAME.fullmatch, present), key=lambda name: (len(name), name))
+    models = {
+        name: owner_of(folder / name) for name in (BEST_NAME, FINAL_NAME, *steps) if name in present
+    }
+    run_id = claimed_by(folder) or models.get(FINAL_NAME)
+    owners = {**dict.fromkeys(PICTURE_NAMES, run_id), **models, RUN_ID_NAME: run_id}
+    return {folder / name: owner for name, owner in owners.items() if name in present}
+
+
+def checkpoints_in(
+    folder: str | Path,
+) -> tuple[dict[Path, tuple[str, int]], dict[Path, Exception]]:
     """The step checkpoints: run id and step of the readable ones, what is wrong with the others."""
     readable, damaged = {}, {}
-    for path in sorted(folder.iterdir()):
-        if STEP_NAME.fullmatch(path.name):
-            try:
-                readable[path] = glance(path)
-            except (CheckpointError, OSError) as error:
+    paths = [path for path in as_path(folder).iterdir() if STEP_NAME.fullmatch(path.name)]
+    for path in sorted(paths):
+        try:
+            readable[path] = glance(path)
+        except (CheckpointError, OSError) as error:
+            if os.path.lexists(path):  # else somebody has just deleted it
                 damaged[path] = error
     return readable, damaged
 
 
-def of_run(folder: Path, run_id: str | None, *, up_to: float = math.inf) -> list[Path]:
+def of_run(folder: str | Path, run_id: str | None, *, up_to: float = math.inf) -> list[Path]:
     """The readable checkpoints of the run up to a step, in the order of the step inside them."""
     readable, _ = checkpoints_in(folder)
     ours = [path for path, (owner, step) in readable.items() if owner == run_id and step <= up_to]
     return sorted(ours, key=lambda path: readable[path][1])
 
 
-def save_beside_others(folder: Path, state: dict[str, Any]) -> Path:
-    """Saves a step checkpoint; another run's file of that name is kept under another name."""
+# ---------------------------------------------------------------- the files of earlier runs
+
+
+def set_aside(folder: str | Path, run_id: str) -> Path | None:
+    """Moves what other runs than this one left in the folder, and returns where to, or None.
+
+    Each run gets `earlier_runs/<start of its id>`, files that name no run `earlier_runs/unknown`.
+    Each move is a rename to a name that is free. The note of the run's id goes last: after a crash
+    the next start finds what is left, and where the rest has gone.
+    """
+    folder = as_path(folder)
+    others: dict[str | None, list[Path]] = {}
+    for path, owner in owners_in(folder).items():
+        if owner != run_id:
+            others.setdefault(owner, []).append(path)
+    places = [_move_aside(folder, owner, paths) for owner, paths in others.items()]
+    return (places[0] if len(places) == 1 else folder / EARLIER_NAME) if places else None
+
+
+def _move_aside(folder: Path, owner: str | None, paths: list[Path]) -> Path:
+    """Puts the run's files into one folder: the first that holds no other files of their names."""
+    name = owner[:8] if owner else "unknown"
+    for number in count(1):
+        place = folder / EARLIER_NAME / (name if number == 1 else f"{name}-{number}")
+        taken = [place / RUN_ID_NAME, *(place / path.name for path in paths)]
+        if not any(map(os.path.lexists, taken)):
+            break
+    place.mkdir(parents=True, exist_ok=True)
+    for path in paths:
+        with suppress(FileNotFoundError):  # somebody has just deleted it
+            path.rename(place / path.name)
+    sync_folder(place)
+    sync_folder(folder)
+    return place
+
+
+# ---------------------------------------------------------------- the run's own checkpoints
+
+
+def save_step(folder: str | Path, state: dict[str, Any]) -> Path:
+    """Saves a step checkpoint; another run's file of that name is set aside."""
     path = step_path(folder, state["step"])
-    try:
-        owner, _ = glance(path)
-    except (CheckpointError, OSError):
-        owner = state["run_id"]
-    if owner != state["run_id"]:
-        path.rename(path.with_name(f"{path.stem}_of_run_{owner[:8]}.pt"))
+    owner = owner_of(path)
+    if owner not in (None, state["run_id"]):
+        _move_aside(path.parent, owner, [path])
     save(path, state)
     return path
 
 
-def remove_old(folder: Path, *, run_id: str, step: int, keep: int) -> None:
+def remove_old(folder: str | Path, *, run_id: str, step: int, keep: int) -> None:
     """Deletes the run's step checkpoints, all but the newest `keep` up to `step`, a verified one.
 
     A later one is a damaged file that a resume has skipped: it counts for nothing.
     """
     for path in of_run(folder, run_id, up_to=step)[:-keep]:
-        path.unlink()
+        path.unlink(missing_ok=True)
 
 
-def unfinished(folder: Path) -> Path | None:
+def unfinished(folder: str | Path) -> Path | None:
     """The newest checkpoint of the run that the folder holds, None where that run has ended."""
     paths = of_run(folder, claimed_by(folder))
-    try:
-        ended, _ = glance(folder / FINAL_NAME)
-    except (CheckpointError, OSError):
-        ended = None
-    return paths[-1] if paths and ended != claimed_by(folder) else None
+    is_over = owner_of(as_path(folder) / FINAL_NAME) == claimed_by(folder)
+    return paths[-1] if paths and not is_over else None
 
 
 # ---------------------------------------------------------------- which one goes on
 
 
-def newest_intact(folder: Path) -> tuple[Path, dict[str, Any], list[str]]:
+def newest_intact(folder: str | Path) -> tuple[Path, dict[str, Any], list[str]]:
     """The folder's run: its newest intact checkpoint and state, and what is wrong with newer ones.
 
     CheckpointError if there is none; a run is never started from scratch in its place.
     """
+    folder = as_path(folder)
     readable, damaged = checkpoints_in(folder)
     if not readable and not damaged:
         raise CheckpointError(f"nothing to resume ({folder.resolve()}): start without --resume")
@@ -120,9 +184,7 @@ def the_run(folder: Path, run_ids: set[str], paths: list[Path]) -> str | None:
     return claimed
 
 
-def is_overtaken(folder: Path, state: dict[str, Any]) -> bool:
+def is_overtaken(folder: str | Path, state: dict[str, Any]) -> bool:
     """Whether the folder has a later checkpoint of the state's run than the state."""
-    readable, _ = checkpoints_in(folder)
-    return any(
-        owner == state["run_id"] and step > state["step"] for owner, step in readable.values()
-    )
+    paths = of_run(folder, state["run_id"])
+    return bool(paths) and glance(paths[-1])[1] > state["step"]

@@ -1,20 +1,32 @@
 """How a file reaches the disk whole or not at all, and how a folder has one writer."""
 
-import fcntl
+import errno
+import hashlib
 import io
 import os
+import platform
 import re
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
+import psutil
+from filelock import FileLock, Timeout
+
 from system.errors import FolderInUseError, OutputError
+from system.process import warn
 
 LOCK_NAME = ".train.lock"
-PART_NAME = re.compile(r"\..+\.(\d+)\.part")  # .<target>.<process id>.part
+OWNER = re.compile(r"[0-9]*( on [^\n]*)?\n?")  # what a lock file says after its first byte
+PART_NAME = re.compile(r"\..+\.([0-9a-f]{8})\.([0-9]+)\.gpt-part")  # see `part_path_of`
+UNSUPPORTED = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+NO_LOCKS = UNSUPPORTED | {errno.ENOLCK}
+NO_FOLDER_SYNC = UNSUPPORTED | {errno.EINVAL, errno.EBADF, errno.EACCES, errno.EPERM}
 
 
 def as_path(path: str | Path) -> Path:
@@ -22,18 +34,35 @@ def as_path(path: str | Path) -> Path:
     return Path(path).expanduser()
 
 
-def check_writable(folder: Path) -> None:
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Inside, the error of a refused system call names the file that the user knows."""
+    try:
+        yield
+    except OSError as error:
+        is_named = error.filename and not PART_NAME.fullmatch(Path(str(error.filename)).name)
+        if is_named or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def check_writable(folder: str | Path) -> None:
     """OutputError unless files can be made in the folder."""
+    folder = as_path(folder)
     if not folder.exists():
-        raise OutputError(f"the output folder is missing ({folder}): mkdir -p {folder}")
+        remedy = f"mkdir -p {shlex.quote(str(folder))}"
+        raise OutputError(f"the output folder is missing ({folder}): {remedy}")
     if not folder.is_dir():
         raise OutputError(f"the output folder is a file ({folder}): choose another output_dir")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise OutputError(f"the output folder is read-only ({folder}): choose another output_dir")
 
 
+# ---------------------------------------------------------------- whole files
+
+
 def write_durably(
-    path: Path,
+    path: str | Path,
     write: Callable[[BinaryIO], None],
     *,
     verify: Callable[[Path], None] = lambda path: None,
@@ -44,47 +73,67 @@ def write_durably(
     any error the target is untouched and the temporary file is gone. `verify` reads the temporary
     file back, while the disk is busy with the sync, and raises if it is not right.
     """
+    path = as_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part_path = part_path_of(path)
-    raw = _CandidFile(part_path, "wb")
+    with named(path):
+        try:
+            _write_and_sync(part_path, write, verify)
+            os.replace(part_path, path)
+        except BaseException:
+            part_path.unlink(missing_ok=True)
+            raise
+    sync_folder(path.parent)
+
+
+def _write_and_sync(
+    path: Path, write: Callable[[BinaryIO], None], verify: Callable[[Path], None]
+) -> None:
+    raw = _CandidFile(path, "wb")
     try:
         with io.BufferedWriter(raw) as file:
             write(file)
             file.flush()
             with ThreadPoolExecutor(1) as beside:
-                verdict = beside.submit(verify, part_path)
+                verdict = beside.submit(verify, path)
                 os.fsync(file.fileno())
             verdict.result()
-        os.replace(part_path, path)
-    except BaseException as error:
-        part_path.unlink(missing_ok=True)
+    except Exception as error:
         cause = raw.write_error
-        if cause and isinstance(error, Exception):
-            raise OSError(cause.errno, cause.strerror, str(path)) from error
+        if cause:
+            raise OSError(cause.errno, cause.strerror) from error
         raise
-    sync_folder(path.parent)
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def whole_folder(path: str | Path) -> Iterator[Path]:
     """A folder to fill, which gets the name `path` when all that is in it is on the disk."""
+    path = as_path(path)
     part_path = part_path_of(path)
-    part_path.mkdir()
-    try:
-        yield part_path
-        for file_path in part_path.iterdir():
-            with file_path.open("rb") as file:
-                os.fsync(file.fileno())
-        sync_folder(part_path)
-        os.replace(part_path, path)
-    finally:
-        shutil.rmtree(part_path, ignore_errors=True)
+    with named(path):
+        part_path.mkdir()
+        try:
+            yield part_path
+            for file_path in part_path.iterdir():
+                sync_file(file_path)
+            sync_folder(part_path)
+            os.replace(part_path, path)
+        finally:
+            shutil.rmtree(part_path, ignore_errors=True)
     sync_folder(path.parent)
 
 
 def part_path_of(path: Path) -> Path:
     """Where this process prepares what will be at `path`; `sweep_parts` knows the name."""
-    return path.with_name(f".{path.name}.{os.getpid()}.part")
+    return path.with_name(f".{path.name}.{_this_place()}.{os.getpid()}.gpt-part")
+
+
+@cache
+def _this_place() -> str:
+    """Names where this process has its number: each machine, and each container, counts anew."""
+    namespace = Path("/proc/self/ns/pid")
+    counted_in = os.readlink(namespace) if namespace.is_symlink() else ""
+    return hashlib.sha256(f"{platform.node()} {counted_in}".encode()).hexdigest()[:8]
 
 
 class _CandidFile(io.FileIO):
@@ -100,19 +149,35 @@ class _CandidFile(io.FileIO):
             raise
 
 
+def sync_file(path: Path) -> None:
+    with path.open("r+b") as file:  # Windows syncs no file that is only read
+        os.fsync(file.fileno())
+
+
 def sync_folder(folder: Path) -> None:
-    """Makes renames and deletions in the folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    """Makes renames and deletions in the folder survive a power cut, where the disk can do that."""
+    if not hasattr(os, "O_DIRECTORY"):  # Windows opens no folders
+        return
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        with named(folder):
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+    except OSError as error:
+        if error.errno not in NO_FOLDER_SYNC:
+            raise
 
 
-def sweep_parts(folder: Path) -> list[Path]:
-    """The temporary files and folders in `folder` whose process is gone; they are deleted."""
-    found = [(path, PART_NAME.fullmatch(path.name)) for path in folder.iterdir()]
-    stale = [path for path, match in found if match and not _is_running(int(match[1]))]
+def sweep_parts(folder: str | Path) -> list[Path]:
+    """The temporary files and folders in `folder` whose process is gone; they are deleted.
+
+    What another machine or container left stays: nobody here can tell whether it is in use.
+    """
+    found = [(path, PART_NAME.fullmatch(path.name)) for path in as_path(folder).iterdir()]
+    ours = [(path, int(match[2])) for path, match in found if match and match[1] == _this_place()]
+    stale = [path for path, process_id in ours if not psutil.pid_exists(process_id)]
     for path in stale:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -121,38 +186,67 @@ def sweep_parts(folder: Path) -> list[Path]:
     return stale
 
 
-def _is_running(process_id: int) -> bool:
-    try:
-        os.kill(process_id, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+# ---------------------------------------------------------------- one writer
 
 
 @contextmanager
-def exclusive(lock_path: Path) -> Iterator[None]:
-    """Waits for the lock and holds it; the kernel frees it when this process ends, however."""
-    with lock_path.open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+def exclusive(lock_path: str | Path) -> Iterator[None]:
+    """Waits for the lock and holds it; the system frees it when this process ends, however.
+
+    A disk that has no locks lets everybody in: what is guarded here is only done twice then.
+    """
+    with _lock(as_path(lock_path), is_waiting=True):
         yield
 
 
 @contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
+def only_writer(folder: str | Path) -> Iterator[None]:
     """Holds the folder for this process; FolderInUseError names the one that holds it already."""
-    with (folder / LOCK_NAME).open("a+") as lock:
+    lock_path = as_path(folder) / LOCK_NAME
+    with ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            lock.seek(0)
-            owner = lock.read().strip() or "unknown"
+            is_held = stack.enter_context(_lock(lock_path, is_waiting=False))
+        except Timeout as error:
             raise FolderInUseError(
-                f"another run writes here ({folder}, process {owner}): "
+                f"another run writes here ({folder}, process {_owner_in(lock_path)}): "
                 "wait for it, stop it, or choose another output_dir"
             ) from error
-        lock.truncate(0)
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
+        if is_held:
+            _sign(lock_path)
+        else:
+            warn(f"this disk has no locks ({lock_path}): start no second run in its folder")
         yield
+
+
+@contextmanager
+def _lock(path: Path, *, is_waiting: bool) -> Iterator[bool]:
+    """Whether the lock is held inside, which is so wherever the disk has locks; Timeout if not."""
+    lock, is_held = FileLock(path, fallback_to_soft=False), True
+    try:
+        with named(path):
+            lock.acquire(blocking=is_waiting)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        is_held = False
+    try:
+        yield is_held
+    finally:
+        lock.release()
+
+
+def _sign(lock_path: Path) -> None:
+    """Notes who holds the lock, unless the file says something that is not ours."""
+    with named(lock_path), lock_path.open("r+b") as file:
+        file.seek(1)  # Windows locks the first byte
+        if OWNER.fullmatch(file.read().decode("latin-1")):
+            file.truncate(1)
+            file.seek(1)
+            file.write(f"{os.getpid()} on {platform.node()}\n".encode())
+
+
+def _owner_in(lock_path: Path) -> str:
+    with named(lock_path), lock_path.open("rb") as file:
+        file.seek(1)
+        owner = file.read(200).decode("utf-8", "replace")
+    return owner.strip() if OWNER.fullmatch(owner) else "unknown"

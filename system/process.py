@@ -9,7 +9,6 @@ from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import TextIO
 
-import torch
 from tqdm import tqdm
 
 EXIT_DISK = 6
@@ -122,7 +121,9 @@ def exit_code_of(error: BaseException) -> int | None:
         return 128 + signal.SIGINT
     if isinstance(error, OSError):
         return EXIT_DISK
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or is_full_cpu(error):
+    torch = sys.modules.get("torch")  # a command that has not imported it has not filled a card
+    full_card = getattr(torch, "OutOfMemoryError", MemoryError)
+    if isinstance(error, (MemoryError, full_card)) or is_full_cpu(error):
         return EXIT_MEMORY
     return None
 

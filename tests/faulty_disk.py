@@ -36,7 +36,7 @@ def counted_operations(before: Callable[[int], None]) -> Iterator[list[str]]:
 def next_generation(place: Path, step: int) -> None:
     """What a run does when a save is due: writes a checkpoint, drops the one before."""
     state = tiny_state(step)
-    run_folder.save_beside_others(place, state)
+    run_folder.save_step(place, state)
     run_folder.remove_old(place, run_id=state["run_id"], step=step, keep=1)
 
 

@@ -100,7 +100,7 @@ def batches_read(reference: dict[int, str] | None = None) -> tuple[dict[int, str
 
 def end_of_run() -> dict[str, str]:
     """Hashes of all that a finished run leaves: the models and the checkpoints."""
-    assert not list(Path().glob(".*.part")), "temporary files are left"
+    assert not list(Path().glob(".*part")), "temporary files are left"
     paths = sorted(Path().glob("*.pt"))
     assert len(paths) == CONFIG["keep_checkpoints"] + 2, paths
     return {path.name: fingerprint(path) for path in paths}

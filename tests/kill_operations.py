@@ -33,7 +33,7 @@ def main() -> None:
             num_operations += 1
             left.append(newest_step(Path()))
             files.sweep_parts(Path())
-            assert not list(Path().glob(".*.part"))
+            assert not list(Path().glob(".*part"))
     print(json.dumps({"operations": num_operations, "old": left.count(1), "new": left.count(2)}))
 
 

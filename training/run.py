@@ -229,7 +229,7 @@ class Run:
         """Writes what `restore` needs to go on from here, then drops this run's oldest files."""
         moments = {"optimizer_state_dict": self.optimizer.state_dict()["state"]}
         scaler = {"scaler_state_dict": self.scaler.state_dict()}
-        path = run_folder.save_beside_others(self.folder, self.model_state() | moments | scaler)
+        path = run_folder.save_step(self.folder, self.model_state() | moments | scaler)
         self.saved_step = self.step
         self.remove_old()
         return path

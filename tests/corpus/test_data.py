@@ -18,6 +18,7 @@ import data
 from corpus.token_cache import load_tokens
 from data import GPTDatasetV1, create_dataloader_v1
 from system.errors import DataError
+from system.files import part_path_of
 from tokenizer import END_OF_TEXT, END_OF_TEXT_ID
 
 STORIES = f"Tom saw a dog. \U0001f600\n{END_OF_TEXT}\nLily ran home.\n" * 7
@@ -56,6 +57,8 @@ def as_nobody(tmp_path, load):
         yield
         return
     tmp_path.chmod(0o777)
+    for parent in tmp_path.parents[:2]:  # a lock goes by the whole path
+        parent.chmod(0o711)
     os.setresuid(65534, 65534, 0)
     yield
     os.setresuid(0, 0, 0)
@@ -148,7 +151,8 @@ def test_part_left_by_a_killed_process_is_swept_when_the_cache_is_built(load, tm
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     (tmp_path / ".tokens").mkdir()
-    part = tmp_path / ".tokens" / f".tokens.bin.{ended.pid}.part"
+    ours = part_path_of(tmp_path / ".tokens" / "old.bin")
+    part = ours.with_name(ours.name.replace(f".{os.getpid()}.", f".{ended.pid}."))
     part.touch()
     load()
     assert not part.exists()

@@ -63,14 +63,6 @@ def test_a_damaged_cache_is_rebuilt(tmp_path, damage):
     assert np.array_equal(tokens_of(tmp_path, content), expected)
 
 
-def test_leftovers_of_a_dead_process_are_swept_from_the_cache(tmp_path):
-    folder = tmp_path / ".tokens"
-    folder.mkdir()
-    (folder / ".abc.bin.4194303.part").write_bytes(b"torn")
-    tokens_of(tmp_path, "The cat sat on the mat. " * 100)
-    assert not list(folder.glob("*.part"))
-
-
 def build_and_count(folder: str, barrier, counts) -> None:
     write_ids = token_cache.write_ids
 

@@ -67,7 +67,7 @@ def test_a_full_disk_at_the_final_save_is_an_error(place, limited):
         train_quickly(num_epochs=1)
     assert exit_code_of(caught.value) == 6
     assert not list(place.glob("*.pt"))
-    assert not list(place.glob(".*.part"))
+    assert not list(place.glob(".*part"))
 
 
 def test_a_disk_that_is_too_small_is_refused_before_the_first_step(tmp_path, monkeypatch):
@@ -149,7 +149,7 @@ def test_a_reader_never_meets_half_a_checkpoint(tmp_path):
     path = tmp_path / "model.pt"
     checkpoint.save(path, tiny_state(0))
     writer = (
-        "from pathlib import Path; from tiny_run import tiny_state; import checkpoint\n"
+        "from pathlib import Path; from tiny_run import tiny_state; from storage import checkpoint\n"
         f"for step in range(150): checkpoint.save(Path({str(path)!r}), tiny_state(step))"
     )
     places = os.pathsep.join(

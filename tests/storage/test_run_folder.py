@@ -68,11 +68,102 @@ def test_retention_keeps_the_newest_of_this_run_and_all_of_others(tmp_path, keep
 
 
 def test_a_file_of_another_run_is_never_written_over(tmp_path):
-    saved(checkpoint.step_path(tmp_path, 8), step=8, run_id=THEIRS)
-    path = run_folder.save_beside_others(tmp_path, state_of(8, OURS))
-    assert checkpoint.glance(path) == (OURS, 8)
-    (other,) = set(tmp_path.iterdir()) - {path}
-    assert checkpoint.glance(other) == (THEIRS, 8)
+    for number in (1, 2):  # the second time, the place of the first is taken
+        saved(checkpoint.step_path(tmp_path, 8), step=8, run_id=THEIRS)
+        path = run_folder.save_step(tmp_path, state_of(8, OURS))
+        assert checkpoint.glance(path) == (OURS, 8)
+        others = list((tmp_path / "earlier_runs").rglob("*.pt"))
+        assert [checkpoint.glance(other) for other in others] == [(THEIRS, 8)] * number
+
+
+# ---------------------------------------------------------------- earlier runs
+
+
+def finished_run(where: Path, run_id: str, *steps: int) -> dict[str, bytes]:
+    """Puts the files of a run into the folder; the content of each by its name."""
+    names = [checkpoint.BEST_NAME, checkpoint.FINAL_NAME]
+    paths = [saved(where / name, steps[-1], run_id) for name in names]
+    paths += steps_saved(where, *steps, run_id=run_id)
+    for name in run_folder.PICTURE_NAMES:
+        (where / name).write_text(f"picture of {run_id}")
+    run_folder.claim(where, run_id)
+    paths += [where / name for name in (*run_folder.PICTURE_NAMES, run_folder.RUN_ID_NAME)]
+    return contents({path.relative_to(where): path for path in paths})
+
+
+def contents(paths: dict[Any, Path]) -> dict[str, bytes]:
+    return {str(name): path.read_bytes() for name, path in paths.items()}
+
+
+def files_below(folder: Path) -> dict[str, bytes]:
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return contents({path.relative_to(folder): path for path in paths})
+
+
+def below(place: str, files: dict[str, bytes]) -> dict[str, bytes]:
+    return {f"earlier_runs/{place}/{name}": content for name, content in files.items()}
+
+
+def test_the_files_of_an_earlier_run_are_set_aside_whole_and_can_be_resumed_there(tmp_path):
+    (tmp_path / "data.txt").write_text("a text")
+    (tmp_path / "notes_model.pt").write_bytes(b"the user's own")
+    users = files_below(tmp_path)
+    theirs = finished_run(tmp_path, THEIRS, 9, 100)
+    place = run_folder.set_aside(str(tmp_path), OURS)
+    assert place == tmp_path / "earlier_runs" / "bbbbbbbb"
+    assert files_below(tmp_path) == users | below("bbbbbbbb", theirs)
+    assert run_folder.newest_intact(place)[1]["step"] == 100
+    assert run_folder.set_aside(tmp_path, OURS) is None
+    again = finished_run(tmp_path, THEIRS, 9, 101)
+    run_folder.set_aside(tmp_path, OURS)
+    expected = users | below("bbbbbbbb", theirs) | below("bbbbbbbb-2", again)
+    assert files_below(tmp_path) == expected
+
+
+def test_files_of_the_run_itself_stay_and_those_of_unknown_runs_go_to_a_folder_called_so(tmp_path):
+    ours = finished_run(tmp_path, OURS, 9)
+    others = {checkpoint.step_path(Path(), 3): b"torn", checkpoint.step_path(Path(), 5): b""}
+    for path, content in others.items():
+        (tmp_path / path).write_bytes(content)
+    state = state_of(9, OURS) | {"run_id": "../.."}
+    checkpoint.save(checkpoint.step_path(tmp_path, 7), state)
+    checkpoint.step_path(tmp_path, 8).symlink_to("nothing")
+    steps_saved(tmp_path, 500, run_id=THEIRS)
+    assert run_folder.set_aside(tmp_path, OURS) == tmp_path / "earlier_runs"
+    assert {name for name in files_below(tmp_path) if "/" not in name} == ours.keys()
+    unknown = tmp_path / "earlier_runs" / "unknown"
+    names = [f"model_checkpoint_step_{step}.pt" for step in (3, 5, 7, 8)]
+    assert sorted(path.name for path in unknown.iterdir()) == names
+    assert (unknown / names[-1]).is_symlink()
+    assert run_folder.of_run(tmp_path / "earlier_runs" / "bbbbbbbb", THEIRS)
+
+
+def test_a_crash_between_any_two_moves_loses_nothing_and_the_next_start_finishes(
+    tmp_path, monkeypatch
+):
+    rename = Path.rename
+    num_files = len(finished_run(tmp_path / "0", THEIRS, 9, 100))
+    for num_moves in range(num_files):
+        place = tmp_path / str(num_moves)
+        place.mkdir(exist_ok=True)
+        theirs = finished_run(place, THEIRS, 9, 100)
+        left = iter(range(num_moves))
+
+        def move_or_die(path, target, left=left):
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            return rename(path, target)
+
+        monkeypatch.setattr(Path, "rename", move_or_die)
+        with pytest.raises(KeyboardInterrupt):
+            run_folder.set_aside(place, OURS)
+        monkeypatch.undo()
+        assert sorted(files_below(place).values()) == sorted(theirs.values())
+        is_moved = not list(place.glob("*.pt"))
+        newest = run_folder.newest_intact(place / "earlier_runs/bbbbbbbb" if is_moved else place)
+        assert newest[1]["step"] == 100
+        run_folder.set_aside(place, OURS)
+        assert files_below(place) == below("bbbbbbbb", theirs)
 
 
 def test_the_newest_checkpoint_of_the_folders_run_is_resumed(tmp_path):

@@ -38,7 +38,7 @@ def test_any_failing_operation_is_named_and_leaves_a_checkpoint_that_loads(tmp_p
         assert os.strerror(cause) in describe(caught.value), names[failing]
         assert exit_code_of(caught.value) == 6
         assert newest_step(tmp_path) in (1, 2)
-        assert not list(tmp_path.glob(".*.part"))
+        assert not list(tmp_path.glob(".*part"))
         for path in tmp_path.iterdir():
             path.unlink()
 
@@ -80,14 +80,6 @@ def test_a_state_that_is_not_finite_is_not_written(tmp_path):
     with pytest.raises(BrokenStateError, match=r"embedding\.weight is not finite"):
         checkpoint.save(tmp_path / "model.pt", state)
     assert not list(tmp_path.iterdir())
-
-
-def test_temporary_files_of_dead_processes_are_swept_and_those_of_living_ones_stay(tmp_path):
-    dead, living = tmp_path / ".model.pt.4194303.part", tmp_path / f".model.pt.{os.getpid()}.part"
-    dead.touch()
-    living.touch()
-    assert files.sweep_parts(tmp_path) == [dead]
-    assert living.exists()
 
 
 def test_a_deleted_folder_is_made_again(tmp_path):

@@ -14,7 +14,7 @@ from system.errors import FolderInUseError
 from system.files import only_writer
 from training import run as run_module
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parent.parent.parent
 OPTIONS = [f"--{key}={value}" for key, value in CONFIG.items() if value is not False]
 
 
@@ -58,7 +58,7 @@ def test_generate_refuses_a_damaged_checkpoint_with_one_line(tmp_path):
 
 
 def test_a_second_writer_is_named_and_a_dead_ones_lock_is_free(tmp_path):
-    holder = "import files, pathlib, os\nwith files.only_writer(pathlib.Path('.')): "
+    holder = "import pathlib\nfrom system import files\nwith files.only_writer(pathlib.Path('.')): "
     place = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(REPOSITORY)}}
     waiting = [sys.executable, "-c", holder + "print('held', flush=True); input()"]
     with subprocess.Popen(

@@ -75,7 +75,8 @@ def test_a_server_that_always_cuts_is_given_up(server: FileServer, tmp_path: Pat
 
 
 FETCH = """
-import sys, pathlib, fetch
+import sys, pathlib
+from system import fetch
 url, path, size, sha256 = sys.argv[1:]
 fetch.fetch([url], pathlib.Path(path), fetch.RemoteFile(int(size), sha256))
 """

@@ -1,23 +1,34 @@
 """Files reach the disk whole or not at all, and a folder has one writer."""
 
+import errno
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
 import pytest
 
 from system.errors import FolderInUseError, OutputError
-from system.files import check_writable, exclusive, only_writer, sweep_parts, write_durably
+from system.files import (
+    LOCK_NAME,
+    check_writable,
+    exclusive,
+    only_writer,
+    part_path_of,
+    sweep_parts,
+    write_durably,
+)
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 HOLD_THE_FOLDER = """
 import sys, time
 from pathlib import Path
-from files import only_writer
+from system.files import only_writer
 with only_writer(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
@@ -25,7 +36,8 @@ with only_writer(Path(sys.argv[1])):
 CHECK_A_READ_ONLY_FOLDER = """
 import os, tempfile
 from pathlib import Path
-from files import OutputError, check_writable
+from system.errors import OutputError
+from system.files import check_writable
 if os.getuid() == 0:
     os.setuid(65534)  # root may write anywhere
 folder = tempfile.mkdtemp()
@@ -53,7 +65,7 @@ def test_a_write_is_beside_its_target_until_it_is_whole(tmp_path):
     def write(file: BinaryIO) -> None:
         file.write(b"new")
         assert target.read_bytes() == b"old"
-        assert names_in(tmp_path) == [f".model.pt.{os.getpid()}.part", "model.pt"]
+        assert names_in(tmp_path) == [part_path_of(target).name, "model.pt"]
 
     write_durably(target, write)
     assert target.read_bytes() == b"new"
@@ -84,14 +96,54 @@ def test_a_rename_that_fails_leaves_no_temporary_file(tmp_path):
     assert names_in(tmp_path) == ["a folder in the way"]
 
 
+@pytest.mark.parametrize("cause", [errno.EINVAL, errno.EOPNOTSUPP, errno.EIO])
+def test_a_disk_that_cannot_sync_folders_is_no_error_and_a_failed_sync_names_its_folder(
+    tmp_path, monkeypatch, cause
+):
+    fsync = os.fsync
+
+    def refuse_folders(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(cause, os.strerror(cause))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse_folders)
+    failure = pytest.raises(OSError, match="Input/output") if cause == errno.EIO else nullcontext()
+    with failure as caught:
+        write_durably(tmp_path / "model.pt", lambda file: file.write(b"new"))
+    assert caught is None or caught.value.filename == str(tmp_path)
+    assert names_in(tmp_path) == ["model.pt"]
+
+
+@pytest.mark.parametrize("name", ["fsync", "replace"])
+def test_a_refused_system_call_names_the_target_and_not_the_temporary_file(
+    tmp_path, monkeypatch, name
+):
+    def refuse(*arguments):
+        path = arguments[0] if isinstance(arguments[0], Path) else None
+        raise OSError(errno.EDQUOT, "refused", path)
+
+    monkeypatch.setattr(os, name, refuse)
+    with pytest.raises(OSError, match="refused") as caught:
+        write_durably(tmp_path / "model.pt", lambda file: file.write(b"new"))
+    assert caught.value.filename == str(tmp_path / "model.pt")
+
+
 def test_only_the_temporary_files_of_dead_processes_are_swept(tmp_path):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    stale = tmp_path / f".model.pt.{dead.pid}.part"
-    kept = [f".model.pt.{os.getpid()}.part", "model.part", ".model.pt.part", "model.pt"]
+    place = part_path_of(Path("x")).name.split(".")[2]
+    stale = tmp_path / f".model.pt.{place}.{dead.pid}.gpt-part"
+    kept = [
+        part_path_of(Path("model.pt")).name,
+        f".model.pt.{dead.pid}.part",  # another program's
+        f".model.pt.0123abcd.{dead.pid}.gpt-part",  # another container's
+        f"model.pt.{place}.{dead.pid}.gpt-part",
+        "model.pt",
+    ]
     for name in (stale.name, *kept):
         (tmp_path / name).touch()
-    stale_folder = tmp_path / f".exported.{dead.pid}.part"
+    stale_folder = tmp_path / f".exported.{place}.{dead.pid}.gpt-part"
     stale_folder.mkdir()
     (stale_folder / "a file").touch()
     assert sorted(sweep_parts(tmp_path)) == [stale_folder, stale]
@@ -107,7 +159,7 @@ def test_a_second_process_is_told_who_writes_and_a_dead_ones_lock_is_free(tmp_pa
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline() == "held\n"
         try:
-            with pytest.raises(FolderInUseError, match=f"process {holder.pid}\\)") as caught:
+            with pytest.raises(FolderInUseError, match=f"process {holder.pid} on ") as caught:
                 only_writer(tmp_path).__enter__()
             assert caught.value.exit_code == 2
         finally:
@@ -120,6 +172,33 @@ def test_the_folder_is_free_again_after_its_writer_and_names_the_latest(tmp_path
     for _ in range(2):
         with only_writer(tmp_path), pytest.raises(FolderInUseError, match=f"process {os.getpid()}"):
             only_writer(tmp_path).__enter__()
+
+
+@pytest.mark.parametrize("cause", ["ENOSYS", "ENOLCK", "EOPNOTSUPP"])
+def test_a_disk_without_locks_is_a_warning_and_any_other_refusal_names_the_file(
+    tmp_path, monkeypatch, capsys, cause
+):
+    fcntl = pytest.importorskip("fcntl")
+
+    def refuse(*_):
+        raise OSError(getattr(errno, cause), "refused")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with exclusive(tmp_path / "lock"), only_writer(tmp_path):
+        pass
+    line = f"warning: this disk has no locks ({tmp_path / LOCK_NAME}): start no second run"
+    assert capsys.readouterr().err.startswith(line)
+    cause = "EIO"
+    with pytest.raises(OSError, match="refused") as caught:
+        only_writer(tmp_path).__enter__()
+    assert caught.value.filename == str(tmp_path / LOCK_NAME)
+
+
+def test_a_file_of_somebody_else_in_the_locks_place_keeps_its_content(tmp_path):
+    (tmp_path / LOCK_NAME).write_text("a list of trains to lock\n")
+    with only_writer(tmp_path), pytest.raises(FolderInUseError, match="process unknown"):
+        only_writer(tmp_path).__enter__()
+    assert (tmp_path / LOCK_NAME).read_text() == "a list of trains to lock\n"
 
 
 def test_an_exclusive_lock_is_waited_for(tmp_path):

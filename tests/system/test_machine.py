@@ -23,10 +23,10 @@ from system.errors import (
 from system.machine import Machine, seed_step
 from system.process import Stopped, run_command
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 SIGNALS = """
 import os, signal, sys
-from runtime import Stopped, StopSignals
+from system.process import Stopped, StopSignals
 number = getattr(signal, sys.argv[1])
 before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
 try:
@@ -45,20 +45,20 @@ after = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIG
 print("restored" if after == before else "changed")
 """
 MANY_LINES = """
-import runtime
+from system import process
 def main():
     for number in range(100_000):
         print(number)
-runtime.run_command(main)
+process.run_command(main)
 """
 LOG_THEN_WORK = """
-import runtime
+from system import process
 from pathlib import Path
 def main():
     for number in range(10):
-        runtime.log("a report")
+        process.log("a report")
     Path("work is done").touch()
-runtime.run_command(main)
+process.run_command(main)
 """
 
 
@@ -249,7 +249,7 @@ def test_a_reader_that_left_is_no_error(tmp_path, script):
 
 def test_nohup_keeps_its_promise(tmp_path, run_python):
     code = (
-        "import os, signal; from runtime import StopSignals; "
+        "import os, signal; from system.process import StopSignals; "
         "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
         "with StopSignals() as signals: os.kill(os.getpid(), signal.SIGHUP); signals.check()\n"
         "print('went on')"

@@ -91,7 +91,7 @@ def test_a_fresh_start_beside_an_unfinished_run_says_how_to_continue_it(monkeypa
     expected = fingerprint(checkpoint.step_path(HERE, 5))
     train_quickly(num_epochs=1, save_freq=5)
     assert "--resume model_checkpoint_step_5.pt continues it" in capsys.readouterr().out
-    kept = list(HERE.glob("model_checkpoint_step_5_of_run_*.pt"))
+    kept = list(HERE.glob("earlier_runs/*/model_checkpoint_step_5.pt"))
     assert [fingerprint(path) for path in kept] == [expected]
 
 

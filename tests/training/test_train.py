@@ -56,7 +56,7 @@ def test_a_run_writes_the_models_the_newest_checkpoints_and_the_plot(trained):
         "training_losses.png",
         "sampling_comparison.png",
     }
-    assert not list(trained.folder.glob(".*.part"))
+    assert not list(trained.folder.glob(".*part"))
     assert (trained.folder / "training_losses.png").read_bytes().startswith(PNG_SIGNATURE)
 
 
@@ -228,7 +228,7 @@ def test_a_plot_that_cannot_be_written_is_a_warning(trained_in, capsys):
     warnings = re.findall("^warning .*$", capsys.readouterr().out, re.MULTILINE)
     assert warnings
     assert all("training_losses.png" in warning for warning in warnings)
-    assert not list(folder.glob(".*.part"))
+    assert not list(folder.glob(".*part"))
 
 
 def test_a_folder_may_have_spaces_and_any_letters(trained_in):
