@@ -9,19 +9,17 @@ What is written is read back and compared with the model: the receipt. Nothing i
 import argparse
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from exchange.gguf_file import FILE_TYPES, read_gguf, write_gguf
+from exchange.gguf_file import FILE_TYPES, export_gguf
 from exchange.huggingface import export_huggingface
-from exchange.receipt import compare, prompt_of
 from model import Transformer
 from storage import checkpoint
 from system.command_line import Parser
 from system.errors import ExportError
-from system.files import check_writable, sweep_parts
+from system.files import as_path, check_writable, sweep_parts
 from system.process import StopSignals, run_command
 from tokenizer import END_OF_TEXT_ID
 
@@ -40,8 +38,8 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser = Parser(description="Writes a trained model for other programs.", allow_abbrev=False)
     add = parser.add_argument
     add("--to", choices=PACKAGES, required=True, help="Hugging Face folder, or GGUF file")
-    add("path", type=Path, help="the folder or the file to write")
-    add("--checkpoint", type=Path, default=Path(checkpoint.FINAL_NAME), help="model file")
+    add("path", type=as_path, help="the folder or the file to write")
+    add("--checkpoint", type=as_path, default=Path(checkpoint.FINAL_NAME), help="model file")
     add("--type", choices=FILE_TYPES, help="how GGUF holds the matrices (f16)")
     options = parser.parse_args(arguments)
     if options.to == "hf" and options.type:
@@ -72,10 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.to == "hf":
             receipt = export_huggingface(path, state, model)
         else:
-            write_gguf(path, model, state["config"], options.type or "f16")
-            reader = f"gguf {version('gguf')}"
-            receipt = compare(model, prompt_of(state["config"]), reader, read_gguf(path))
+            receipt = export_gguf(path, state["config"], model, options.type or "f16")
     print(f"saved     {path}\nreceipt   {receipt}")
+    print(f"context   give no program more than {model.seq_len} tokens")
 
 
 if __name__ == "__main__":

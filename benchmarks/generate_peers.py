@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.train_peers import Task, our_model
 from benchmarks.turns import Contestant, Step
-from exchange.gguf_file import FILE_TYPES, SIZES, write_gguf
+from exchange.gguf_file import FILE_TYPES, SIZES, export_gguf
 from generation.decoding import Context, continue_rows
 from generation.fast_weights import prepared
 from generation.settings import Sampling
@@ -167,7 +167,7 @@ def llama_cpp(model: Transformer, *, type_name: str) -> Continue:
     sizes = (model.seq_len, layer.in_features, len(model.blocks), num_heads, layer.out_features)
     with TemporaryDirectory() as folder:
         path = Path(folder) / "model.gguf"
-        write_gguf(path, model.cpu(), dict(zip(SIZES.values(), sizes, strict=True)), type_name)
+        export_gguf(path, dict(zip(SIZES.values(), sizes, strict=True)), model.cpu(), type_name)
         engine = llama_cpp.Llama(
             str(path),
             n_ctx=model.seq_len,

@@ -1,13 +1,16 @@
 """GPT-2's vocabulary as it was published: letters for bytes, and the merges behind the ranks."""
 
+from functools import cache
 from itertools import count, pairwise
+from typing import Any
 
 from tokenizer import END_OF_TEXT, END_OF_TEXT_ID, GPT2Tokenizer
 
 
-def vocabulary_and_merges(tokenizer: GPT2Tokenizer) -> tuple[dict[str, int], list[str]]:
+@cache
+def vocabulary_and_merges() -> tuple[dict[str, int], list[str]]:
     """What OpenAI's encoder.json holds, and the lines of vocab.bpe below its first."""
-    letters = byte_letters()
+    letters, tokenizer = byte_letters(), GPT2Tokenizer()
     tokens = [tokenizer.encoding.decode_single_token_bytes(i) for i in range(END_OF_TEXT_ID)]
     ranks = {token: rank for rank, token in enumerate(tokens)}
 
@@ -18,6 +21,20 @@ def vocabulary_and_merges(tokenizer: GPT2Tokenizer) -> tuple[dict[str, int], lis
     longer = [token for token in tokens if len(token) > 1]
     merges = [" ".join(map(spelt, merged_parts(token, ranks))) for token in longer]
     return vocabulary | {END_OF_TEXT: END_OF_TEXT_ID}, merges
+
+
+def fast_tokenizer(vocabulary: dict[str, int], merges: list[str]) -> dict[str, Any]:
+    """The content of tokenizer.json, which Hugging Face's `tokenizers` reads."""
+    special = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    by_bytes = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    return {
+        "version": "1.0",
+        "added_tokens": [
+            {"id": END_OF_TEXT_ID, "content": END_OF_TEXT, "special": True, **special}
+        ],
+        **dict.fromkeys(("pre_tokenizer", "post_processor", "decoder"), by_bytes),
+        "model": {"type": "BPE", "vocab": vocabulary, "merges": merges},
+    }
 
 
 def byte_letters() -> list[str]:

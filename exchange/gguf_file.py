@@ -1,18 +1,21 @@
 """A model as a GGUF file, llama.cpp's format, and back."""
 
 from contextlib import closing
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from exchange.bpe_files import vocabulary_and_merges
-from model import Transformer
-from storage import checkpoint
-from system.files import write_durably
-from tokenizer import END_OF_TEXT, END_OF_TEXT_ID, GPT2Tokenizer
-from weights import SAME, name_rows
+from exchange.receipt import Logits, Receipt, compare, gpt2_logits
+from model import Transformer, model_size
+from system.files import as_path, write_durably
+from tokenizer import END_OF_TEXT, END_OF_TEXT_ID
+from weights import Row, gpt2_weights, name_rows
 
 FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0"}
 SIZES = {  # keys of our config by GGUF's, which begin with `gpt2.`
@@ -24,51 +27,63 @@ SIZES = {  # keys of our config by GGUF's, which begin with `gpt2.`
 }
 
 
-def write_gguf(path: Path, model: Transformer, config: dict[str, Any], type_name: str) -> None:
-    """Writes the model, of the config's sizes, with its matrices as f32, f16 or q8_0."""
-    import gguf
+def export_gguf(
+    path: str | Path, config: dict[str, Any], model: Transformer, type_name: str
+) -> Receipt:
+    """Writes the model, of the config's sizes, with its matrices as f32, f16 or q8_0.
 
-    weights, names = model.state_dict(), tensor_names(len(model.blocks))
+    The file gets its name when it is compared and on the disk.
+    """
+    path, rows, weights = as_path(path), gpt2_weights(model), model.state_dict()
+    names, receipts = tensor_names(config["num_layers"]), []
 
     def write(file: BinaryIO) -> None:
+        import gguf
+
         with closing(gguf.GGUFWriter(file.name, "gpt2")) as writer:
-            add_sizes(writer, config)
+            add_facts(writer, path.stem, config, model)
             add_tokenizer(writer)
-            writer.add_name(path.stem)
             writer.add_file_type(gguf.LlamaFileType[FILE_TYPES[type_name]])
             writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-            for ours, weight in weights.items():
-                kind = gguf.GGMLQuantizationType[stored_type(ours, weight, type_name)]
-                data = gguf.quants.quantize(weight.numpy(), kind)
-                writer.add_tensor(names[ours], data, raw_dtype=kind)
+            for row in rows:
+                weight = weights[row.ours]
+                kind = gguf.GGMLQuantizationType[stored_type(row.ours, weight, type_name)]
+                with np.errstate(all="ignore"):  # the receipt tells what a type cannot hold
+                    data = gguf.quants.quantize(weight.numpy(), kind)
+                writer.add_tensor(names[row], data, raw_dtype=kind)
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_tensors_to_file()
 
-    write_durably(path, write)
+    def verify(part: Path) -> None:
+        receipts.append(compare(model, config, type_name, partial(read_back, part)))
+
+    write_durably(path, write, verify=verify)
+    return receipts[0]
 
 
-def read_gguf(path: Path) -> Transformer:
-    """The model in a GGUF file, in float32; its sizes come from the file too."""
+def read_back(path: Path) -> tuple[str, Logits]:
+    """The reader's name, and the logits of the GPT-2 in a GGUF file, in float32."""
     import gguf
 
     reader = gguf.GGUFReader(path)
-    sizes = {ours: reader.get_field(f"gpt2.{key}").contents() for key, ours in SIZES.items()}
+    size = {ours: reader.get_field(f"gpt2.{key}").contents() for key, ours in SIZES.items()}
     stored = {tensor.name: tensor for tensor in reader.tensors}
-    weights = {
-        ours: torch.tensor(gguf.quants.dequantize(stored[name].data, stored[name].tensor_type))
-        for ours, name in tensor_names(sizes["num_layers"]).items()
-    }
-    return checkpoint.model_from({"config": {**sizes, "dropout": 0.0}, "model_state_dict": weights})
+    weights = {}
+    for row, name in tensor_names(size["num_layers"]).items():
+        numbers = gguf.quants.dequantize(stored[name].data, stored[name].tensor_type)
+        weight = torch.tensor(numbers)
+        weights[row.huggingface] = weight.T if row.is_transposed else weight
+    return f"gguf {version('gguf')}", partial(gpt2_logits, weights, size["num_heads"])
 
 
-def tensor_names(num_layers: int) -> dict[str, str]:
-    """Names in a GGUF file by ours, from the package's own table; no matrix is transposed."""
+def tensor_names(num_layers: int) -> dict[Row, str]:
+    """Names in a GGUF file, from the package's own table; there no matrix is transposed."""
     import gguf
 
     table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPT2, num_layers)
     return {
-        row.ours: table.get_name(row.huggingface, try_suffixes=(".weight", ".bias"))
+        row: table.get_name(row.huggingface, try_suffixes=(".weight", ".bias"))
         for row in name_rows(num_layers)
     }
 
@@ -85,17 +100,22 @@ def stored_type(name: str, weight: Tensor, wanted: str) -> str:
     return wanted.upper()
 
 
-def add_sizes(writer: Any, config: dict[str, Any]) -> None:
+def add_facts(writer: Any, name: str, config: dict[str, Any], model: Transformer) -> None:
+    from gguf import size_label
+
+    writer.add_type("model")
+    writer.add_name(name)
+    writer.add_size_label(size_label(model_size(model).total, 0, 0, 0))
     for key, ours in SIZES.items():
         writer.add_uint32(f"gpt2.{key}", config[ours])
-    writer.add_layer_norm_eps(SAME["layer_norm_epsilon"])
+    writer.add_layer_norm_eps(model.final_norm.eps)
 
 
 def add_tokenizer(writer: Any) -> None:
     """All of the tokenizer but its pattern, which llama.cpp knows under the name "gpt-2"."""
     from gguf import TokenType
 
-    vocabulary, merges = vocabulary_and_merges(GPT2Tokenizer())
+    vocabulary, merges = vocabulary_and_merges()
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(list(vocabulary))

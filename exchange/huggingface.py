@@ -1,83 +1,229 @@
-"""A model as a folder that Hugging Face's libraries read."""
+"""A model as a folder that Hugging Face's libraries read and write."""
 
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import numpy as np
 
-from exchange.bpe_files import vocabulary_and_merges
-from exchange.receipt import Receipt, compare, prompt_of
-from model import Transformer, model_size
-from reports.history import History
-from storage import checkpoint
-from system.files import whole_folder
-from tokenizer import END_OF_TEXT, END_OF_TEXT_ID, GPT2Tokenizer
-from weights import SAME, huggingface_weights, load_weights_into_gpt, read_safetensors
+from exchange.bpe_files import fast_tokenizer, vocabulary_and_merges
+from exchange.model_card import model_card
+from exchange.receipt import Logits, Receipt, compare, gpt2_logits
+from model import Transformer
+from system.errors import WeightsError
+from system.files import as_path, whole_folder
+from tokenizer import END_OF_TEXT, END_OF_TEXT_ID
+from weights import check_names, huggingface_weights, listed, name_rows, nested
 
-PRIVATE_KEYS = ("output_dir", "resume", "weights_path")  # paths of this machine
+SAME = {  # what config.json must say, where it says anything, for the mathematics to be GPT-2's
+    "model_type": "gpt2",
+    "activation_function": "gelu_new",
+    "layer_norm_epsilon": 1e-5,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "tie_word_embeddings": True,
+}
+SAME_GELU = ("gelu_accurate", "gelu_fast", "gelu_python_tanh", "gelu_pytorch_tanh")  # as gelu_new
+FLOATS = ("F64", "F32", "F16", "BF16")
+MASK_NAME = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # in older files, not a weight
+INDEX_NAME = "model.safetensors.index.json"
+PYTORCH = (
+    "a PyTorch file",
+    "one of this project goes on with --resume, or is made readable by export.py --to hf; "
+    "save another program's as .safetensors",
+)
+KINDS = {  # what a file is by its first bytes, and what to do
+    b"PK": PYTORCH,
+    b"\x80": PYTORCH,
+    b"version https://git-lfs": ("a Git LFS pointer", "git lfs pull fetches the file itself"),
+    b"GGUF": ("a GGUF file", "give the Hugging Face folder that it was made from"),
+    b"\x89HDF": ("a Keras file", "save it as .safetensors with transformers"),
+    b"<": ("a web page", "download the file itself"),
+}
 END_IDS = {"bos_token_id": END_OF_TEXT_ID, "eos_token_id": END_OF_TEXT_ID}
-CARD = """---
-library_name: transformers
-pipeline_tag: text-generation
-tags: [gpt2]
----
-
-# {name}
-
-| what | value |
-|---|---|
-{facts}
-
-The files of this folder, {receipt}.
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained({name!r})
-model = AutoModelForCausalLM.from_pretrained({name!r})
-prompt = tokenizer({prompt!r}, return_tensors="pt")
-print(tokenizer.decode(model.generate(**prompt, do_sample=True, max_new_tokens={num_tokens})[0]))
-```
-
-The positions are learned: prompt and continuation together have at most {seq_len} tokens.
-
-## Training config
-
-```json
-{config}
-```
-"""
 
 
-def export_huggingface(folder: Path, state: dict[str, Any], model: Transformer) -> Receipt:
+# ---------------------------------------------------------------- reading
+
+
+def read_safetensors(path: str | Path) -> tuple[dict[str, int], dict[str, Any]]:
+    """(settings, params) of a Hugging Face folder or of one .safetensors file.
+
+    The params are left in the file until they are used, so the model is the only copy in memory.
+    WeightsError says what is wrong, or what else the file is.
+    """
+    path = as_path(path)
+    files = weight_files(path)
+    config = read_config((path if path.is_dir() else path.parent) / "config.json")
+    stored = stored_tensors(files)
+    num_layers = len({match[1] for name in stored if (match := re.match(r"h\.(\d+)\.", name))})
+    rows = name_rows(max(num_layers, 1))
+    head = stored.pop("lm_head.weight", None)  # the only one where a tied model was saved plainly
+    table = stored.setdefault("wte.weight", head) if head else stored.get("wte.weight")
+    check_names([row.huggingface for row in rows], stored, str(path))
+    if head not in (None, table) and not np.array_equal(head, table):
+        raise WeightsError(f"the head is not tied to the embedding ({path}): not a GPT-2")
+    shapes = [stored[name].shape for name in ("wte.weight", "wpe.weight", "h.0.mlp.c_fc.weight")]
+    if any(len(shape) != 2 for shape in shapes):
+        raise WeightsError(f"tables and matrices have two dimensions ({path}: {shapes})")
+    (n_vocab, n_embd), (n_ctx, _), (_, n_inner) = shapes
+    n_head = config.get("n_head", n_embd // 64)  # GPT-2's own heads have size 64
+    if n_head < 1 or n_embd % n_head:
+        raise WeightsError(
+            f"n_embd={n_embd} in {n_head} heads ({path}): state n_head in config.json"
+        )
+    sizes = {"n_vocab": n_vocab, "n_ctx": n_ctx, "n_embd": n_embd, "n_inner": n_inner}
+    params = nested({row.gpt2: stored[row.huggingface] for row in rows})
+    return {**sizes, "n_head": n_head, "n_layer": num_layers}, params
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The .safetensors files of a folder, or the one that `path` is."""
+    if not path.is_dir():
+        if not path.exists():
+            raise WeightsError(f"no such file or folder ({path}): check weights_path")
+        return [path]
+    if (path / "model.safetensors").exists():
+        return [path / "model.safetensors"]
+    files = sorted(path.glob("*.safetensors"))
+    if (path / INDEX_NAME).exists():
+        names = {str(name) for name in read_json(path / INDEX_NAME).get("weight_map", {}).values()}
+        missing = sorted(names - {file.name for file in files})
+        if missing:
+            raise WeightsError(f"files are missing ({path}: {listed(missing)}): copy them too")
+        files = [file for file in files if file.name in names]
+    if not files:
+        others = sorted(path.glob("*.bin")) + sorted(path.glob("*.pt"))
+        raise (
+            misread(others[0])
+            if others
+            else WeightsError(f"no .safetensors file ({path}): give one, or the folder that has it")
+        )
+    return files
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What the file says; WeightsError unless it is a dict in JSON."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))  # editors put a mark in front
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds a {type(content).__name__}")
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f"not a config ({path}: {error}): copy it again") from error
+    return content
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """config.json, or {} where there is none; WeightsError if it is not of a GPT-2."""
+    config = read_json(path) if path.exists() else {}
+    if config.get("activation_function") in SAME_GELU:
+        config["activation_function"] = SAME["activation_function"]
+    others = [f"{key}={config[key]!r}" for key in SAME if config.get(key, SAME[key]) != SAME[key]]
+    if others:
+        raise WeightsError(f"not GPT-2's mathematics ({path}: {', '.join(others)})")
+    if type(config.get("n_head", 1)) is not int:
+        raise WeightsError(f"not a config ({path}: n_head is {config['n_head']!r}): copy it again")
+    return config
+
+
+def misread(path: Path, cause: object = "unreadable") -> WeightsError:
+    """The error for a file that is not a safetensors file: it says what it is instead."""
+    with path.open("rb") as file:
+        start = file.read(24)
+    kinds = [kind for magic, kind in KINDS.items() if start.startswith(magic)]
+    kind, advice = kinds[0] if kinds else (cause if start else "empty", "copy it again")
+    return WeightsError(f"not a safetensors file ({path} is {kind}): {advice}")
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a .safetensors file: looks like an array, is read when sliced or converted.
+
+    Each slice maps the file anew, because the pages of an open mapping count as memory in use.
+    """
+
+    path: Path
+    name: str
+    shape: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def first(self, num_rows: int) -> "StoredTensor":
+        """Without the rows from `num_rows` on."""
+        return replace(self, shape=(num_rows, *self.shape[1:]))
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        from safetensors import safe_open
+
+        with safe_open(self.path, framework="pt") as opened:
+            numbers = opened.get_slice(self.name)[slice(*rows.indices(len(self)))].float()
+        if not numbers.isfinite().all():
+            raise WeightsError(f"a weight is not finite ({self.path}: {self.name}): copy it again")
+        return numbers.numpy()
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self[:], dtype=dtype)
+
+
+def stored_tensors(files: list[Path]) -> dict[str, StoredTensor]:
+    """The tensors of the files by their names without the prefix `transformer.`."""
+    found: dict[str, StoredTensor] = {}
+    for tensor in (tensor for file in files for tensor in tensors_in(file)):
+        short_name = tensor.name.removeprefix("transformer.")
+        if short_name in found:
+            others = f"{found[short_name].path} and {tensor.path}"
+            raise WeightsError(f"two files have {short_name} ({others}): name one of them")
+        if not MASK_NAME.fullmatch(short_name):
+            found[short_name] = tensor
+    return found
+
+
+def tensors_in(path: Path) -> Iterator[StoredTensor]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as opened:
+            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+            types = {name: part.get_dtype() for name, part in slices.items()}
+            shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+    except SafetensorError as error:
+        raise misread(path, error) from error
+    packed = [f"{name} is {kind}" for name, kind in types.items() if kind not in FLOATS]
+    if packed:
+        raise WeightsError(f"quantized ({path}: {listed(packed)}): give the float weights")
+    yield from (StoredTensor(path, name, shape) for name, shape in shapes.items())
+
+
+# ---------------------------------------------------------------- writing
+
+
+def export_huggingface(folder: str | Path, state: dict[str, Any], model: Transformer) -> Receipt:
     """Writes the folder, which gets its name when all of it is compared and on the disk."""
-    config = state["config"]
+    from safetensors.torch import save_file
+
+    folder, config, weights = as_path(folder), state["config"], huggingface_weights(model)
     with whole_folder(folder) as part:
-        write_safetensors(part / "model.safetensors", model)
+        path = part / "model.safetensors"
+        save_file(weights, path, metadata={"format": "pt"})
+        path.chmod(0o644)  # the library's own temporary file lets nobody else read it
         for name, text in small_files(config).items():
             (part / name).write_text(text, encoding="utf-8")
-        receipt = compare(model, prompt_of(config), *read_huggingface(part, config))
+        receipt = compare(model, config, "f32", partial(read_back, part, config))
         card = model_card(folder.name, state, model, receipt)
         (part / "README.md").write_text(card, encoding="utf-8")
     return receipt
 
 
-def write_safetensors(path: Path, model: Transformer) -> None:
-    from safetensors.torch import save_file
-
-    weights = huggingface_weights(model)
-    tensors = {f"transformer.{name}": weight for name, weight in weights.items()}
-    save_file(tensors, path, metadata={"format": "pt"})
-    path.chmod(0o644)  # the library's own temporary file lets nobody else read it
-
-
 def small_files(config: dict[str, Any]) -> dict[str, str]:
     """Texts by file name: the network's sizes, the tokenizer, how to generate."""
-    vocabulary, merges = vocabulary_and_merges(GPT2Tokenizer())
+    vocabulary, merges = vocabulary_and_merges()
     network = {
         "architectures": ["GPT2LMHeadModel"],
         **SAME,
@@ -101,60 +247,22 @@ def small_files(config: dict[str, Any]) -> dict[str, str]:
         "config.json": json.dumps(network, indent=2),
         "generation_config.json": json.dumps({**END_IDS, "pad_token_id": END_OF_TEXT_ID}),
         "tokenizer_config.json": json.dumps(tokenizer, indent=2),
+        "tokenizer.json": json.dumps(fast_tokenizer(vocabulary, merges)),
         "vocab.json": json.dumps(vocabulary),
         "merges.txt": "\n".join(["#version: 0.2", *merges, ""]),
     }
 
 
-def read_huggingface(
-    folder: Path, config: dict[str, Any]
-) -> tuple[str, Callable[[Tensor], Tensor]]:
-    """The reader's name and the logits of its model: transformers if installed, else weights.py."""
+def read_back(folder: Path, config: dict[str, Any]) -> tuple[str, Logits]:
+    """The reader's name and the logits of its model: transformers if installed, else GPT-2's."""
     if find_spec("transformers") is None:
-        settings, params = read_safetensors(folder)
-        model = checkpoint.build_model(config, settings["n_vocab"]).eval()
-        load_weights_into_gpt(model, params)
-        return "weights.py", model
+        from safetensors.torch import load_file
+
+        weights = load_file(folder / "model.safetensors")
+        return "safetensors", partial(gpt2_logits, weights, config["num_heads"])
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).eval()
     return f"transformers {version('transformers')}", lambda ids: model(ids).logits
-
-
-def model_card(name: str, state: dict[str, Any], model: Transformer, receipt: Receipt) -> str:
-    config = state["config"]
-    shown = {key: value for key, value in config.items() if key not in PRIVATE_KEYS}
-    return CARD.format(
-        name=name,
-        facts="\n".join(f"| {key} | {value} |" for key, value in facts(state, model).items()),
-        receipt=receipt,
-        prompt=prompt_of(config),
-        num_tokens=min(100, config["seq_len"] // 2),
-        seq_len=config["seq_len"],
-        config=json.dumps(shown, indent=2),
-    )
-
-
-def facts(state: dict[str, Any], model: Transformer) -> dict[str, Any]:
-    """What the checkpoint tells about the model; one that holds the weights alone tells less."""
-    config = state["config"]
-    known = {
-        "parameters": f"{model_size(model).total:,}",
-        "layers": config["num_layers"],
-        "width": config["embedding_dim"],
-        "attention heads": config["num_heads"],
-        "context": f"{config['seq_len']} tokens",
-    }
-    if "history" in state:
-        latest = History.from_state_dict(state["history"]).evaluations[-1]
-        known |= {
-            "training steps": f"{state['step']:,}",
-            "last evaluation": f"step {latest.step:,}, {latest.tokens_seen:,} training tokens",
-            "validation loss": f"{latest.loss:.4f} nats a token",
-            "perplexity": f"{latest.perplexity:,.2f}",
-            "SHA-256 of the text": state["text_sha256"],
-        }
-    versions = state.get("versions", {})
-    return known | {f"trained with {name}": number for name, number in versions.items()}

@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 
+from exchange.huggingface import read_safetensors
 from gpt_download import MODELS, download_and_load_gpt2
 from model import Transformer, build_transformer
-from system.errors import ConfigError
-from system.process import log
-from weights import architecture_from, load_weights_into_gpt, read_safetensors
+from system.errors import ConfigError, WeightsError
+from system.process import log, warn
+from tokenizer import END_OF_TEXT_ID
+from weights import architecture_from, load_weights_into_gpt
 
 MODEL_SIZES = {
     "gpt2-small (124M)": "124M",
@@ -20,6 +22,7 @@ MODEL_SIZES = {
     "gpt2-xl (1558M)": "1558M",
 }
 MODELS_FOLDER = "gpt2"
+NUM_TOKENS = END_OF_TEXT_ID + 1
 FINE_TUNING = {"learning_rate": 1e-5, "num_epochs": 2}  # good weights want small steps, and few
 UNCHOSEN = {"learning_rate": 3e-4, "num_epochs": 5}  # what train.py's config says, made for scratch
 
@@ -102,6 +105,14 @@ def official(name: str) -> Pretrained:
 
 
 def from_safetensors(path: str | Path) -> Pretrained:
-    """The GPT-2 in a Hugging Face folder or a .safetensors file."""
+    """The GPT-2 in a Hugging Face folder or a .safetensors file, its table of our tokens alone."""
     settings, params = read_safetensors(path)  # the weights stay in the file until they are copied
-    return Pretrained(str(path), settings, lambda: params)
+    num_rows = settings["n_vocab"]
+    if num_rows < NUM_TOKENS:
+        raise WeightsError(
+            f"tokens are missing ({path} has {num_rows:,} of GPT-2's {NUM_TOKENS:,})"
+        )
+    if num_rows > NUM_TOKENS:
+        warn(f"{path} has {num_rows:,} tokens: the first {NUM_TOKENS:,}, GPT-2's own, are used")
+    params["wte"] = params["wte"].first(NUM_TOKENS)
+    return Pretrained(str(path), {**settings, "n_vocab": NUM_TOKENS}, lambda: params)

@@ -6,14 +6,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from generation.decoding import Context, continue_rows
 from generation.row import prompt_ids
 from generation.settings import Sampling
-from model import Transformer
+from model import Transformer, evaluation_mode
+from system.errors import ExportError
 from tokenizer import GPT2Tokenizer
+from weights import gpt2_weights
 
 RECEIPT_TOKENS = 50
+TOLERANCES = {"f32": 1e-5, "f16": 1e-2, "q8_0": 1e-1}  # shares of the largest logit
+Logits = Callable[[Tensor], Tensor]  # ids (1, T) -> (1, T, V)
 
 
 @dataclass(frozen=True)
@@ -22,8 +27,16 @@ class Receipt:
 
     reader: str
     logit_difference: float
+    largest_logit: float
     num_agreeing: int
     num_tokens: int
+
+    @classmethod
+    def of(cls, reader: str, ours: Tensor, theirs: Tensor, written: Tensor) -> "Receipt":
+        """For logits (1, T, V) of a text that ends with the ids `written`."""
+        difference, largest = (ours - theirs).abs().max().item(), ours.abs().max().item()
+        agrees = theirs.argmax(-1)[0, -len(written) - 1 : -1] == written
+        return cls(reader, difference, largest, int(agrees.sum()), len(written))
 
     def __str__(self) -> str:
         return (
@@ -31,26 +44,65 @@ class Receipt:
             f"greedy tokens that agree {self.num_agreeing} of {self.num_tokens}"
         )
 
+    def checked(self, type_name: str) -> "Receipt":
+        """The same; ExportError if the logits differ by more than numbers of that type explain."""
+        if self.logit_difference <= TOLERANCES[type_name] * self.largest_logit:  # a NaN is not
+            return self
+        raise ExportError(f"another program would compute something else ({self}): not exported")
 
-@torch.no_grad()
+
 def compare(
-    model: Transformer, prompt: str, reader: str, logits_of: Callable[[Tensor], Tensor]
+    model: Transformer,
+    config: dict[str, Any],
+    type_name: str,
+    read: Callable[[], tuple[str, Logits]],
 ) -> Receipt:
-    """The receipt for what computes `logits_of(ids)`, (1, T) -> (1, T, V).
+    """The receipt for what `read` finds, the reader's name and its logits.
 
+    ExportError if it is not our model, or if our model is not GPT-2: coarse numbers could hide it.
     One pass over our greedy text will do: where the likeliest next token is the same at all its
     positions, greedy decoding writes the same text.
     """
-    start = prompt_ids(GPT2Tokenizer(), prompt)[: max(1, model.seq_len // 2)]
-    num_prompt, num_new = len(start), min(RECEIPT_TOKENS, model.seq_len - len(start))
+    start = prompt_ids(GPT2Tokenizer(), prompt_of(config))[: max(1, model.seq_len // 2)]
+    num_new = min(RECEIPT_TOKENS, model.seq_len - len(start))
     context = Context(model, [start], max_new_tokens=num_new)
     steps = continue_rows(context, Sampling(temperature=0), seeds=[0])
     ids = torch.tensor([start + [step[0] for step in steps]])
-    ours, theirs = model(ids), logits_of(ids)
-    agrees = theirs.argmax(-1)[0, num_prompt - 1 : -1] == ids[0, num_prompt:]
-    difference = (ours - theirs).abs().max().item()
-    return Receipt(reader, difference, int(agrees.sum()), agrees.numel())
+    written = ids[0, len(start) :]
+    weights = {row.huggingface: weight for row, weight in gpt2_weights(model).items()}
+    with evaluation_mode(model):
+        ours = model(ids)
+        try:
+            plain = gpt2_logits(weights, config["num_heads"], ids)
+        except RuntimeError as error:  # the same names, other shapes
+            raise ExportError(f"not GPT-2's formulas ({error}): not exported") from error
+        Receipt.of("GPT-2's own formulas", ours, plain, written).checked("f32")
+        reader, logits_of = read()
+        return Receipt.of(reader, ours, logits_of(ids), written).checked(type_name)
 
 
 def prompt_of(config: dict[str, Any]) -> str:
     return config.get("sample_prompt", "Once upon a time")
+
+
+def gpt2_logits(weights: dict[str, Tensor], num_heads: int, ids: Tensor) -> Tensor:
+    """GPT-2's formulas on weights under Hugging Face's names: (B, T) -> (B, T, V).
+
+    They share nothing with model.py, so that a change there cannot agree with itself.
+    """
+
+    def linear(x: Tensor, name: str) -> Tensor:
+        return x @ weights[f"{name}.weight"] + weights[f"{name}.bias"]
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], weights[f"{name}.weight"], weights[f"{name}.bias"])
+
+    x = weights["wte.weight"][ids] + weights["wpe.weight"][: ids.size(1)]
+    for layer in range(sum(name.endswith("ln_1.weight") for name in weights)):
+        qkv = linear(norm(x, f"h.{layer}.ln_1"), f"h.{layer}.attn.c_attn")
+        heads = qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
+        mixed = F.scaled_dot_product_attention(*heads, is_causal=True).transpose(1, 2).flatten(2)
+        x = x + linear(mixed, f"h.{layer}.attn.c_proj")
+        hidden = linear(norm(x, f"h.{layer}.ln_2"), f"h.{layer}.mlp.c_fc")
+        x = x + linear(F.gelu(hidden, approximate="tanh"), f"h.{layer}.mlp.c_proj")
+    return norm(x, "ln_f") @ weights["wte.weight"].T

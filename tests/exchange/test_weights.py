@@ -1,8 +1,6 @@
-"""GPT-2's weights in and out: by name, by shape, and by the logits of transformers' own model."""
+"""GPT-2's weights in our model: by name, by shape, and by the logits of transformers' own model."""
 
-import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,267 +8,129 @@ import numpy as np
 import pytest
 import torch
 from official_checkpoint import write_official, write_variables
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import load_file
 
 import gpt_download
 from model import Transformer, build_transformer
+from system.errors import WeightsError
 from weights import (
     architecture_from,
-    gpt_params_from,
+    gpt2_weights,
+    huggingface_weights,
     load_weights_into_gpt,
     name_rows,
-    read_safetensors,
+    nested,
 )
 
 TINY = {"n_vocab": 11, "n_ctx": 7, "n_embd": 12, "n_head": 3, "n_layer": 2}
-TRANSPOSED = re.compile(r".*\.(c_attn|c_proj|c_fc)\.weight")
 
 
-def build(settings: dict[str, int], seed: int = 1, **overrides: int) -> Transformer:
+def build(seed: int = 1, **overrides: int) -> Transformer:
+    """A tiny model with every weight, biases and norms too, drawn at random."""
     torch.manual_seed(seed)
-    architecture = {**architecture_from(settings), **overrides}
-    return build_transformer(
-        settings["n_vocab"], architecture.pop("seq_len"), dropout=0.0, **architecture
-    ).eval()
-
-
-def randomized(model: torch.nn.Module) -> torch.nn.Module:
-    """The model with every weight, biases and norms too, drawn anew."""
-    torch.manual_seed(0)
+    sizes = architecture_from(TINY) | overrides
+    model = build_transformer(11, sizes.pop("seq_len"), dropout=0.0, **sizes).eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.normal_(std=0.05)
+            parameter.normal_(std=0.3)
     return model
 
 
-def leaves(params: dict[str, Any]) -> dict[str, np.ndarray]:
-    """The arrays of two-layer params, found by walking down each path."""
-    found = {}
-    for row in name_rows(2):
-        node: Any = params
-        for key in row.gpt2.split("."):
-            node = node[int(key) if key.isdigit() else key]
-        found[row.gpt2] = np.asarray(node)
-    return found
+def params_of(model: Transformer) -> dict[str, Any]:
+    """The model's weights as the params that load_weights_into_gpt takes, copied."""
+    return nested({row.gpt2: w.clone().numpy() for row, w in gpt2_weights(model).items()})
 
 
-def assert_same(params: dict[str, Any], expected: dict[str, np.ndarray]) -> None:
-    for name, array in leaves(params).items():
-        assert array.dtype == expected[name].dtype == np.float32
-        np.testing.assert_array_equal(array, expected[name], err_msg=name)
+def assert_same(model: Transformer, other: Transformer) -> None:
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, other.state_dict()[name]), name
 
 
-@pytest.fixture
-def saved(tmp_path: Path) -> Path:
-    """A tiny model in a Hugging Face folder."""
-    return save_huggingface(tmp_path / "hf", TINY)[0]
-
-
-def save_huggingface(folder: Path, settings: dict[str, int]) -> tuple[Path, Any]:
+@torch.no_grad()
+def test_what_tensorflow_holds_has_the_logits_of_transformers(tmp_path: Path) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    config = GPT2Config(
-        vocab_size=settings["n_vocab"],
-        n_positions=settings["n_ctx"],
-        n_embd=settings["n_embd"],
-        n_head=settings["n_head"],
-        n_layer=settings["n_layer"],
-    )
-    reference = randomized(GPT2LMHeadModel(config)).eval()
-    reference.save_pretrained(folder)
-    return folder, reference
-
-
-# against transformers
-
-
-def from_safetensors(folder: Path, settings: dict[str, int]) -> dict[str, Any]:
-    read_settings, params = read_safetensors(folder)
-    assert read_settings == settings
-    return params
-
-
-def from_tensorflow(folder: Path, settings: dict[str, int]) -> dict[str, Any]:
-    """The same weights, by way of a checkpoint that TensorFlow writes."""
-    tensors = load_file(folder / "model.safetensors")
+    config = GPT2Config(vocab_size=11, n_positions=7, n_embd=12, n_head=3, n_layer=2)
+    theirs, model = GPT2LMHeadModel(config).eval(), build()
+    theirs.transformer.load_state_dict(huggingface_weights(build(seed=2)))
+    theirs.save_pretrained(tmp_path)
     arrays = {}
-    for name, tensor in tensors.items():
+    for name, tensor in load_file(tmp_path / "model.safetensors").items():
         official = name.removeprefix("transformer.").replace("h.", "h", 1).replace(".", "/")
         official = re.sub(r"(ln_\w+)/weight", r"\1/g", official).replace("/bias", "/b")
         official = re.sub(r"(wte|wpe)/weight", r"\1", official).replace("/weight", "/w")
         arrays[f"model/{official}"] = tensor[None] if official.endswith("/w") else tensor
-    write_variables(folder, {name: array.numpy() for name, array in arrays.items()})
-    return gpt_download.load_gpt2_params_from_tf_ckpt(folder / "model.ckpt", settings)
-
-
-@pytest.mark.parametrize("read", [from_safetensors, from_tensorflow])
-@pytest.mark.parametrize("model_size", ["124M", "355M", "774M", "1558M"])
-def test_logits_equal_those_of_transformers(
-    tmp_path: Path, model_size: str, read: Callable[..., dict[str, Any]]
-) -> None:
-    small = {"n_vocab": 101, "n_ctx": 16, "n_layer": 2}
-    settings = gpt_download.MODELS[model_size].settings | small
-    folder, reference = save_huggingface(tmp_path, settings)
-    model = build(settings)
-    load_weights_into_gpt(model, read(folder, settings))
-    tokens = torch.randint(101, (3, 16))
-    with torch.no_grad():
-        expected, logits = reference(tokens).logits, model(tokens)
-    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4)
-    assert (logits.argmax(-1) == expected.argmax(-1)).all()
-
-
-# in and out
-
-
-def test_in_out_in_is_bit_equal(tmp_path: Path) -> None:
-    write_official(tmp_path, TINY)
+    write_variables(tmp_path, {name: array.numpy() for name, array in arrays.items()})
     params = gpt_download.load_gpt2_params_from_tf_ckpt(tmp_path / "model.ckpt", TINY)
-    model, again = build(TINY), build(TINY, seed=2)
     load_weights_into_gpt(model, params)
-    assert_same(gpt_params_from(model), leaves(params))
-    load_weights_into_gpt(again, gpt_params_from(model))
-    for name, weight in again.state_dict().items():
-        assert torch.equal(weight, model.state_dict()[name]), name
+    tokens = torch.randint(11, (3, 7))
+    torch.testing.assert_close(model(tokens), theirs(tokens).logits, rtol=1e-5, atol=1e-5)
 
 
-def test_params_from_a_model_are_copies() -> None:
-    model = randomized(build(TINY))
-    params = gpt_params_from(model)
-    params["wte"][:] = 0
-    params["blocks"][0]["attn"]["c_attn"]["w"][:] = 0
-    assert all(parameter.all() for parameter in model.parameters())
+def test_out_and_in_again_is_bit_equal(tmp_path: Path) -> None:
+    arrays = write_official(tmp_path, TINY)
+    params = gpt_download.load_gpt2_params_from_tf_ckpt(tmp_path / "model.ckpt", TINY)
+    model, again = build(), build(seed=2)
+    load_weights_into_gpt(model, params)
+    c_fc = model.blocks[1].feed_forward.expand.weight.detach()
+    np.testing.assert_array_equal(c_fc.T, arrays["model/h1/mlp/c_fc/w"][0])
+    load_weights_into_gpt(again, params_of(model))
+    assert_same(again, model)
 
 
-def test_the_table_names_every_parameter_once_in_all_three_columns(saved: Path) -> None:
+def test_the_table_names_every_parameter_once_in_all_three_columns() -> None:
+    from transformers import GPT2Config, GPT2Model
+
+    theirs = GPT2Model(GPT2Config(vocab_size=11, n_positions=7, n_embd=12, n_head=3, n_layer=2))
     rows = name_rows(2)
-    assert {row.ours for row in rows} == dict(build(TINY).named_parameters()).keys()
-    assert {f"transformer.{row.huggingface}" for row in rows} == load_file(
-        saved / "model.safetensors"
-    ).keys()
+    assert {row.ours for row in rows} == dict(build().named_parameters()).keys()
+    assert {row.huggingface for row in rows} == theirs.state_dict().keys()
     assert len({row.gpt2 for row in rows}) == len(rows) == 4 + 2 * 12
-    assert {row.huggingface for row in rows if row.is_transposed} == {
-        row.huggingface for row in rows if TRANSPOSED.fullmatch(row.huggingface)
-    }
+    for name, weight in huggingface_weights(build()).items():
+        assert weight.shape == theirs.state_dict()[name].shape, name
 
 
-def test_a_shorter_context_keeps_the_first_positions(saved: Path) -> None:
-    _, params = read_safetensors(saved)
-    model = build(TINY, seq_len=5)
-    load_weights_into_gpt(model, params)
-    np.testing.assert_array_equal(model.positional_encoding.pe.detach(), params["wpe"][:5])
-
-
-def test_weights_go_into_the_dtype_and_the_storage_that_the_model_has(saved: Path) -> None:
-    model = build(TINY).to(torch.bfloat16)
+def test_weights_go_into_the_dtype_and_the_storage_that_the_model_has() -> None:
+    model, params = build().to(torch.bfloat16), params_of(build(seed=2))
     addresses = [parameter.data_ptr() for parameter in model.parameters()]
-    load_weights_into_gpt(model, read_safetensors(saved)[1])
+    load_weights_into_gpt(model, params)
     assert addresses == [parameter.data_ptr() for parameter in model.parameters()]
-    assert all(parameter.dtype == torch.bfloat16 for parameter in model.parameters())
+    assert_same(model, build(seed=2).to(torch.bfloat16))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_weights_go_to_the_gpu_and_back(saved: Path) -> None:
-    _, params = read_safetensors(saved)
-    model = build(TINY).cuda()
-    load_weights_into_gpt(model, params)
+def test_weights_go_to_the_gpu() -> None:
+    model = build().cuda()
+    load_weights_into_gpt(model, params_of(build(seed=2)))
     assert all(parameter.is_cuda for parameter in model.parameters())
-    assert_same(gpt_params_from(model), leaves(params))
+    assert_same(model.cpu(), build(seed=2))
 
 
 # what does not fit
 
 
 def test_everything_that_does_not_fit_is_listed_and_nothing_is_loaded() -> None:
-    model, params = build(TINY), gpt_params_from(build(TINY, seed=2))
-    before = leaves(gpt_params_from(model))
+    model, params = build(), params_of(build(seed=2))
     params["wte"] = params["wte"][:5]
     params["blocks"][1]["mlp"]["c_fc"]["w"] = params["blocks"][1]["mlp"]["c_fc"]["w"].T
-    with pytest.raises(ValueError, match="do not fit") as caught:
+    with pytest.raises(WeightsError, match="do not fit") as caught:
         load_weights_into_gpt(model, params)
-    assert "wte (5, 12) into input_embedding.embedding.weight (11, 12)" in str(caught.value)
-    assert "blocks.1.mlp.c_fc.w (48, 12)" in str(caught.value)
-    assert_same(gpt_params_from(model), before)
-
-
-def test_a_longer_context_than_the_weights_have_does_not_fit() -> None:
-    with pytest.raises(ValueError, match=r"wpe \(7, 12\) into positional_encoding.pe \(8, 12\)"):
-        load_weights_into_gpt(build(TINY, seq_len=8), gpt_params_from(build(TINY)))
+    assert "wte is (5, 12), not (11, 12)" in str(caught.value)
+    assert "blocks.1.mlp.c_fc.w is (48, 12), not (12, 48)" in str(caught.value)
+    assert_same(model, build())
+    with pytest.raises(WeightsError, match=r"wpe is \(7, 12\), not \(8, 12\)"):
+        load_weights_into_gpt(build(seq_len=8), params_of(build()))
 
 
 def test_leftovers_on_either_side_are_named() -> None:
-    params = gpt_params_from(build(TINY))
+    model, params = build(), params_of(build())
     del params["blocks"][0]["ln_1"]["g"]
     params["extra"] = np.zeros(3)
-    with pytest.raises(ValueError, match=r"missing \['blocks.0.ln_1.g'\], unknown \['extra'\]"):
-        load_weights_into_gpt(build(TINY), params)
-    with pytest.raises(ValueError, match=r"unknown \['blocks.1.attn.c_attn.b', "):
-        load_weights_into_gpt(build(TINY, num_layers=1), gpt_params_from(build(TINY)))
-    model = build(TINY)
-    model.extra = torch.nn.Linear(1, 1)
-    for convert in (gpt_params_from, lambda model: load_weights_into_gpt(model, params)):
-        with pytest.raises(ValueError, match="extra"):
+    with pytest.raises(WeightsError, match=r"missing blocks.0.ln_1.g; unknown extra\)"):
+        load_weights_into_gpt(model, params)
+    with pytest.raises(WeightsError, match=r"unknown blocks.1.attn.c_attn.b, .* and 9 more\)"):
+        load_weights_into_gpt(build(num_layers=1), params_of(model))
+    model.extra = torch.nn.Linear(1, 1, bias=False)
+    for convert in (huggingface_weights, lambda model: load_weights_into_gpt(model, params)):
+        with pytest.raises(WeightsError, match=r"the model: unknown extra\.weight"):
             convert(model)
-
-
-# Hugging Face files
-
-
-def rewrite(path: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
-    save_file(change(load_file(path)), path)
-
-
-def test_a_file_alone_or_without_prefix_or_in_half_precision_is_read(saved: Path) -> None:
-    expected = leaves(read_safetensors(saved)[1])
-    path = saved / "model.safetensors"
-    assert_same(read_safetensors(path)[1], expected)
-    rewrite(path, lambda tensors: {name[12:]: tensor for name, tensor in tensors.items()})
-    assert_same(read_safetensors(path)[1], expected)
-    rewrite(path, lambda tensors: {name: tensor.bfloat16() for name, tensor in tensors.items()})
-    wte = np.asarray(read_safetensors(path)[1]["wte"])
-    np.testing.assert_allclose(wte, expected["wte"], rtol=2**-8)  # bfloat16 keeps 8 bits
-
-
-def test_a_file_in_pieces_is_read(saved: Path) -> None:
-    expected = leaves(read_safetensors(saved)[1])
-    tensors = load_file(saved / "model.safetensors")
-    (saved / "model.safetensors").unlink()
-    for piece in ("wte", "wpe", "h.0", "h.1", "ln_f"):
-        part = {name: tensor for name, tensor in tensors.items() if f".{piece}." in name}
-        save_file(part, saved / f"model-{piece}.safetensors")
-    assert_same(read_safetensors(saved)[1], expected)
-
-
-def test_masks_and_a_tied_head_are_no_weights_but_another_head_is_refused(saved: Path) -> None:
-    path = saved / "model.safetensors"
-    wte = load_file(path)["transformer.wte.weight"]
-    masks = {"transformer.h.0.attn.bias": torch.ones(1, 1, 7, 7)}
-    rewrite(path, lambda tensors: tensors | masks | {"lm_head.weight": wte.clone()})
-    assert read_safetensors(saved)[0] == TINY
-    rewrite(path, lambda tensors: tensors | {"lm_head.weight": wte + 1})
-    with pytest.raises(ValueError, match="not tied"):
-        read_safetensors(saved)
-
-
-def test_other_mathematics_other_names_and_other_files_are_refused(saved: Path) -> None:
-    config_path = saved / "config.json"
-    config = json.loads(config_path.read_text())
-    config_path.write_text(json.dumps({**config, "activation_function": "relu"}))
-    with pytest.raises(ValueError, match="activation_function='relu'"):
-        read_safetensors(saved)
-    config_path.unlink()
-    with pytest.raises(ValueError, match="state n_head there"):
-        read_safetensors(saved)
-    config_path.write_text(json.dumps(config))
-    path = saved / "model.safetensors"
-    rewrite(path, lambda tensors: tensors | {"h.5.odd": torch.ones(1)})
-    with pytest.raises(ValueError, match=r"unknown \['h.5.odd'\]"):
-        read_safetensors(saved)
-    for content in (path.read_bytes()[:-1], b"<html>", (1 << 60).to_bytes(8, "little")):
-        path.write_bytes(content)
-        with pytest.raises(ValueError, match="not a safetensors file"):
-            read_safetensors(saved)
-    path.unlink()
-    with pytest.raises(ValueError, match=r"no \.safetensors file"):
-        read_safetensors(saved)

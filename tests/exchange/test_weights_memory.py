@@ -20,6 +20,7 @@ LOAD = """
 import json, sys
 from pathlib import Path
 import gpt_download, safetensors.torch, weights
+from exchange.huggingface import read_safetensors
 from model import build_transformer
 
 def kilobytes(key):
@@ -34,7 +35,7 @@ before = kilobytes("VmRSS")
 if path.endswith("ckpt"):
     params = gpt_download.load_gpt2_params_from_tf_ckpt(path, settings)
 else:
-    settings, params = weights.read_safetensors(path)
+    settings, params = read_safetensors(path)
 sizes = weights.architecture_from(settings)
 model = build_transformer(settings["n_vocab"], sizes.pop("seq_len"), dropout=0.0, **sizes)
 weights.load_weights_into_gpt(model, params)

@@ -1,0 +1,271 @@
+"""Hugging Face folders and files: what is a GPT-2 is read, for the rest one line says why not."""
+
+import json
+import pickle
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_run import tiny_state
+from torch import Tensor
+
+from exchange.huggingface import SAME_GELU, read_safetensors
+from model import Transformer, build_transformer
+from storage import checkpoint
+from system.errors import WeightsError
+from weights import architecture_from, huggingface_weights, load_weights_into_gpt
+
+SETTINGS = {"n_vocab": 11, "n_ctx": 7, "n_embd": 12, "n_head": 3, "n_layer": 2, "n_inner": 20}
+TABLE = "transformer.wte.weight"
+FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory) -> tuple[Path, Any]:
+    """A tiny GPT-2 as transformers saves it, and transformers' own model."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    sizes = {key: size for key, size in SETTINGS.items() if key not in ("n_vocab", "n_ctx")}
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=11, n_positions=7, **sizes)).eval()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.3)
+    folder = tmp_path_factory.mktemp("published, äöü 雪")
+    model.save_pretrained(folder)
+    return folder, model
+
+
+@pytest.fixture
+def folder(published, tmp_path) -> Path:
+    """A copy to change."""
+    return Path(shutil.copytree(published[0], tmp_path / "hf"))
+
+
+def loaded(path: str | Path, **overrides: int) -> Transformer:
+    settings, params = read_safetensors(path)
+    sizes = architecture_from(settings) | overrides
+    model = build_transformer(settings["n_vocab"], sizes.pop("seq_len"), dropout=0.0, **sizes)
+    load_weights_into_gpt(model, params)
+    return model.eval()
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
+    save_file(change(load_file(path)), path)
+
+
+def configure(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@torch.no_grad()
+def assert_same(path: str | Path, published: tuple[Path, Any]) -> None:
+    tokens = torch.tensor([[1, 10, 3, 3, 0, 7, 2]])
+    expected = published[1](tokens).logits
+    torch.testing.assert_close(loaded(path)(tokens), expected, rtol=1e-5, atol=1e-5)  # float32
+
+
+# ---------------------------------------------------------------- what is read
+
+
+def test_a_folder_is_read_with_its_own_sizes(published):
+    assert read_safetensors(str(published[0]))[0] == SETTINGS
+    assert_same(published[0], published)
+
+
+def test_a_shorter_context_keeps_the_first_positions(published):
+    table = load_file(published[0] / FILE)["transformer.wpe.weight"]
+    assert torch.equal(loaded(published[0], seq_len=5).positional_encoding.pe, table[:5])
+
+
+def test_a_file_a_home_folder_and_names_without_prefix_are_read(folder, published, monkeypatch):
+    assert_same(folder / FILE, published)
+    rewrite(folder / FILE, lambda tensors: {name[12:]: part for name, part in tensors.items()})
+    for variable in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(variable, str(folder.parent))
+    assert_same("~/hf", published)
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [("bfloat16", 8), ("float16", 11), ("float64", 24)])
+def test_other_precisions_are_read(folder, published, dtype, bits):
+    expected = np.asarray(read_safetensors(published[0])[1]["wte"])
+    rewrite(
+        folder / FILE,
+        lambda tensors: {name: part.to(getattr(torch, dtype)) for name, part in tensors.items()},
+    )
+    found = np.asarray(read_safetensors(folder)[1]["wte"])
+    np.testing.assert_allclose(found, expected, rtol=2.0**-bits)
+
+
+def test_one_function_has_five_names(folder):
+    """Those that transformers computes alike, and the others are refused."""
+    from transformers.activations import ACT2FN
+
+    x = torch.linspace(-9, 9, 1801)
+    alike = {"gelu_new"}
+    for name in (name for name in ACT2FN if "gelu" in name):
+        difference = (ACT2FN[name](x) - ACT2FN["gelu_new"](x)).abs().max()
+        if difference < 1e-5:  # the erf form differs by 5e-4
+            alike.add(name)
+            configure(folder, activation_function=name)
+            assert read_safetensors(folder)[0] == SETTINGS
+    assert alike == {"gelu_new", *SAME_GELU}
+
+
+def test_a_tied_head_may_stand_alone_or_beside_the_table(folder, published):
+    masks = {"transformer.h.0.attn.bias": torch.ones(1, 1, 7, 7)}  # in older files
+    rewrite(
+        folder / FILE,
+        lambda tensors: tensors | masks | {"lm_head.weight": tensors[TABLE].clone()},
+    )
+    assert_same(folder, published)
+    rewrite(folder / FILE, lambda tensors: {n: part for n, part in tensors.items() if n != TABLE})
+    assert_same(folder, published)
+    rewrite(folder / FILE, lambda tensors: tensors | {TABLE: tensors["lm_head.weight"] + 1})
+    with pytest.raises(WeightsError, match="not tied"):
+        read_safetensors(folder)
+
+
+def test_pieces_are_read_by_their_index_or_all(folder, published):
+    tensors, parts = load_file(folder / FILE), {}
+    (folder / FILE).unlink()
+    for i, name in enumerate(tensors):
+        parts.setdefault(f"model-{i % 3}.safetensors", {})[name] = tensors[name]
+    for name, part in parts.items():
+        save_file(part, folder / name)
+    assert_same(folder, published)
+    save_file({TABLE: tensors[TABLE]}, folder / "of_something_else.safetensors")
+    with pytest.raises(WeightsError, match=r"two files have wte.weight \(.*: name one"):
+        read_safetensors(folder)
+    places = {name: file for file, part in parts.items() for name in part}
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    assert_same(folder, published)
+    (folder / "model-1.safetensors").unlink()
+    with pytest.raises(WeightsError, match=r"files are missing \(.*: model-1.safetensors\)"):
+        read_safetensors(folder)
+
+
+# ---------------------------------------------------------------- what is not
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "Expecting value"),
+        (b'{"model_type": "gp', "Unterminated"),
+        (b'[{"n_head": 3}]', "it holds a list"),
+        ('{"model_type": "gpt2", "_name": "ä"}'.encode("latin-1"), "codec can't decode"),
+        (b'{"n_head": null}', "n_head is None"),
+        (b'{"n_head": "3"}', "n_head is '3'"),
+        (b"[" * 100_000, "recursion|overflow"),
+    ],
+)
+def test_a_broken_config_is_named(folder, content, reason):
+    (folder / "config.json").write_bytes(content)
+    with pytest.raises(WeightsError, match=reason) as caught:
+        read_safetensors(folder)
+    assert caught.value.exit_code == 4
+    assert str(caught.value).startswith(f"not a config ({folder / 'config.json'}: ")
+
+
+def test_a_mark_before_the_config_is_skipped(folder):
+    path = folder / "config.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read_safetensors(folder)[0] == SETTINGS
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"activation_function": "relu"}, "activation_function='relu'"),
+        ({"model_type": "opt"}, "model_type='opt'"),
+        ({"scale_attn_by_inverse_layer_idx": True}, "layer_idx=True"),
+        ({"n_head": 5}, "n_embd=12 in 5 heads"),
+        ({"n_head": 0}, "n_embd=12 in 0 heads"),
+    ],
+)
+def test_other_mathematics_is_refused(folder, change, reason):
+    configure(folder, **change)
+    with pytest.raises(WeightsError, match=re.escape(reason)):
+        read_safetensors(folder)
+
+
+def test_without_a_config_heads_of_64_are_meant(folder):
+    (folder / "config.json").unlink()
+    with pytest.raises(WeightsError, match=r"12 in 0 heads .*: state n_head in config.json"):
+        read_safetensors(folder)
+    wide = build_transformer(11, 7, 128, num_layers=1, num_heads=2, ffn_hidden_dim=4)
+    save_file(huggingface_weights(wide), folder / FILE)
+    assert read_safetensors(folder / FILE)[0]["n_head"] == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"h.5.odd": torch.ones(1)}, "unknown h.5.odd"),
+        ({TABLE: torch.ones(11)}, "two dimensions"),
+        ({TABLE: torch.ones(11, 12, dtype=torch.int8)}, f"quantized .*{TABLE} is I8"),
+    ],
+)
+def test_weights_of_something_else_are_refused(folder, change, reason):
+    rewrite(folder / FILE, lambda tensors: tensors | change)
+    with pytest.raises(WeightsError, match=reason):
+        read_safetensors(folder)
+
+
+@pytest.mark.parametrize("number", ["nan", "inf"])
+def test_a_weight_that_is_not_finite_is_named(folder, number):
+    def spoil(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        tensors["transformer.h.1.ln_2.bias"][3] = float(number)
+        return tensors
+
+    rewrite(folder / FILE, spoil)
+    with pytest.raises(WeightsError, match=rf"not finite \(.*{FILE}: .*h.1.ln_2.bias\)"):
+        loaded(folder)
+
+
+OURS = "a PyTorch file.*--resume.*export.py --to hf"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "empty"),
+        (b"<!doctype html>", "a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "git lfs pull"),
+        (b"GGUF\x03\0\0\0", "a GGUF file"),
+        (pickle.dumps({"wte.weight": [1.0]}), OURS),
+        ((1 << 60).to_bytes(8, "little"), "too large.*copy it again"),
+    ],
+)
+def test_another_file_is_called_by_its_kind(folder, content, reason):
+    (folder / FILE).write_bytes(content)
+    for path in (folder, folder / FILE):
+        with pytest.raises(WeightsError, match=reason) as caught:
+            read_safetensors(path)
+        assert str(folder / FILE) in str(caught.value)
+
+
+def test_our_own_checkpoint_a_lone_bin_and_a_cut_file_are_told_apart(folder):
+    path = folder / FILE
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(WeightsError, match="copy it again"):
+        read_safetensors(folder)
+    path.unlink()
+    with pytest.raises(WeightsError, match=r"no \.safetensors file .*: give one"):
+        read_safetensors(folder)
+    with pytest.raises(WeightsError, match="no such file or folder"):
+        read_safetensors(path)
+    checkpoint.save(folder / "final_trained_model.pt", tiny_state())
+    torch.save({"wte.weight": torch.ones(2)}, folder / "pytorch_model.bin")
+    with pytest.raises(WeightsError, match=f"pytorch_model.bin is {OURS}"):
+        read_safetensors(folder)
+    with pytest.raises(WeightsError, match=f"final_trained_model.pt is {OURS}"):
+        read_safetensors(folder / "final_trained_model.pt")
