@@ -5,41 +5,56 @@ python generate.py --prompt "Once upon a time"
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
-from generation import console
-from generation.fast_weights import prepared
-from generation.generator import TextGenerator
-from model import Transformer
-from storage import checkpoint
-from system import machine, process
-from tokenizer import GPT2Tokenizer
+from generation.options import COMPARE, TALK, parse_arguments, prompts_of
+from system import process
+
+ROWS_AT_ONCE = 32  # of many prompts or samples, so that their caches fit in memory
 
 
-def official_model(name: str) -> Transformer:
-    """OpenAI's own GPT-2, downloaded on first use: official_model("gpt2-small")."""
-    from exchange.pretrained import official  # requests takes its time to import
+def __getattr__(name: str) -> Any:
+    """`from generate import TextGenerator`; torch takes a second to import, which --help spares."""
+    if name != "TextGenerator":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from generation.generator import TextGenerator
 
-    return official(name).build_model().eval()
+    return TextGenerator
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    options = console.parse_arguments(sys.argv[1:] if arguments is None else arguments)
-    options.seed = console.settings_of(options).seed
-    prompts = console.prompts_of(options)
+    options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+    prompts = prompts_of(options)
+
+    from generation import console
+    from generation.fast_weights import prepared
+    from generation.generator import TextGenerator
+    from storage import checkpoint
+    from system import machine
+    from tokenizer import GPT2Tokenizer
+
+    device, _ = machine.choose_device(options.device)
     if options.model:
-        state, model = {}, official_model(options.model)
+        from exchange.pretrained import official  # requests takes its time to import
+
+        state, model = {}, official(options.model).build_model()
     else:
         state = checkpoint.load(options.checkpoint)
         model = checkpoint.model_from(state)
-    device, _ = machine.choose_device(options.device)
-    model = prepared(model.to(device), options.precision)
-    generator = TextGenerator(model, GPT2Tokenizer())
-    if options.interactive:
-        console.converse(generator, options)
-    elif options.compare:
+    generator = TextGenerator(prepared(model, options.precision, device), GPT2Tokenizer())
+    if options.mode == TALK:
+        console.converse(generator, options.settings)
+    elif options.mode == COMPARE:
         console.compare(generator, prompts, options, state)
     else:
-        console.write(generator, prompts, options)
+        console.notice_long(generator, prompts)
+        rows = generator.rows(prompts, options.settings)
+        for start in range(0, len(rows), ROWS_AT_ONCE):
+            part = rows[start : start + ROWS_AT_ONCE]
+            steps = generator.steps(part, options.settings)
+            if start and not options.json:
+                print(console.BETWEEN)
+            console.show(part, steps, options.settings, as_json=options.json)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ from model import Transformer
 from system.errors import DeviceError
 from system.machine import choose_precision
 
-PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8")
 NUM_REPAIRED = 32  # logits of each row that are computed again in float32
 STEPS = 127  # of an int8, on either side of 0
 SMALLEST = 1e-12  # what they stand for in a row of zeros

@@ -46,26 +46,18 @@ class TextGenerator:
     def stream(self, prompt: str, max_new_tokens: int = 100, **settings: Any) -> Iterator[str]:
         """The continuation piece by piece, never half a character nor part of a stop string."""
         wanted = Settings(max_new_tokens=max_new_tokens, **settings)
-        if wanted.num_samples * wanted.num_beams > 1:
-            raise SamplingError("a stream is one text: leave out num_samples and num_beams")
+        if wanted.num_samples > 1:
+            raise SamplingError(
+                f"a stream is one text (num_samples={wanted.num_samples}): leave it out"
+            )
         for pieces in self.steps(self.rows([prompt], wanted), wanted):
             yield pieces[0]
 
     def write(self, prompts: Sequence[str], settings: Settings) -> list[Row]:
         """The finished rows: each prompt's samples one after the other."""
         rows = self.rows(prompts, settings)
-        if settings.num_beams == 1:
-            for _ in self.steps(rows, settings):
-                pass
-        elif rows:
-            found = beam_search(
-                self._context([row for row in rows for _ in range(settings.num_beams)], settings),
-                num_beams=settings.num_beams,
-                length_penalty=settings.length_penalty,
-                stop_tokens={END_OF_TEXT_ID, *settings.stop_tokens},
-            )
-            for row, ids in zip(rows, found, strict=True):
-                row.extend(ids)
+        for _ in self.steps(rows, settings):
+            pass
         return rows
 
     def rows(self, prompts: Sequence[str], settings: Settings) -> list[Row]:
@@ -75,18 +67,33 @@ class TextGenerator:
         return [Row(self.tokenizer, prompt, seed, **ends) for prompt in prompts for seed in seeds]
 
     def steps(self, rows: Sequence[Row], settings: Settings) -> Iterator[dict[int, str]]:
-        """Writes the rows token by token; yields the new text of each that goes on, by number."""
-        if not rows:
-            return
-        steps = continue_rows(
-            self._context(rows, settings),
-            settings,
-            seeds=[row.seed for row in rows],
-            is_over=lambda number: rows[number].is_over,
+        """Writes the rows token by token; yields the new text of each that goes on, by number.
+
+        Beams are known at the end only: theirs is one step.
+        """
+        if rows and settings.num_beams > 1:
+            yield self._searched(rows, settings)
+        elif rows:
+            steps = continue_rows(
+                self._context(rows, settings),
+                settings,
+                seeds=[row.seed for row in rows],
+                is_over=lambda number: rows[number].is_over,
+            )
+            for tokens in steps:
+                yield {number: rows[number].push(token) for number, token in tokens.items()}
+            yield {number: row.finish() for number, row in enumerate(rows)}
+
+    def _searched(self, rows: Sequence[Row], settings: Settings) -> dict[int, str]:
+        found = beam_search(
+            self._context([row for row in rows for _ in range(settings.num_beams)], settings),
+            num_beams=settings.num_beams,
+            length_penalty=settings.length_penalty,
+            stop_tokens={END_OF_TEXT_ID, *settings.stop_tokens},
         )
-        for tokens in steps:
-            yield {number: rows[number].push(token) for number, token in tokens.items()}
-        yield {number: row.finish() for number, row in enumerate(rows)}
+        for row, ids in zip(rows, found, strict=True):
+            row.extend(ids)
+        return {number: row.text for number, row in enumerate(rows)}
 
     def score(self, text: str) -> list[Score]:
         """Log-probability, perplexity and bits per byte of each document of the text."""

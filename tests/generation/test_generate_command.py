@@ -1,10 +1,9 @@
-"""`python generate.py`: every way to give a prompt and to show a text, as a user's process."""
+"""`python generate.py`: every way to show a text, as a user's process where that matters."""
 
+import io
 import json
 import os
-import pty
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,8 +14,10 @@ import pytest
 import torch
 
 import generate
+from generation.console import CHANGEABLE, print_json
 from generation.generator import TextGenerator
 from generation.row import printable
+from generation.settings import SAMPLE
 from storage import checkpoint
 from storage.checkpoint import build_model
 
@@ -40,21 +41,38 @@ def generator(tokenizer) -> TextGenerator:
 
 @pytest.fixture(scope="module")
 def model_path(tmp_path_factory, generator) -> Path:
-    path = tmp_path_factory.mktemp("model") / checkpoint.FINAL_NAME
+    path = tmp_path_factory.mktemp("modèle 雪") / checkpoint.FINAL_NAME
     checkpoint.save(path, {"config": SIZES, "model_state_dict": generator.model.state_dict()})
     return path
 
 
-def test_several_prompts_and_samples_are_the_texts_that_each_gives_alone(command, generator):
+def test_the_command_continues_a_prompt_and_says_how(command, generator):
+    options = ["--temperature=0.7", "--top-k=40", "--top-p=0.9", *PLAIN]
+    code, text, notes = command("--prompt=Once upon", *options)
+    expected = generator.generate("Once upon", 6, temperature=0.7, top_k=40, top_p=0.9, seed=5)
+    assert (code, text) == (0, printable(expected) + "\n")
+    used = re.escape("temperature 0.7, top-k 40, top-p 0.9, seed 5")
+    assert re.fullmatch(rf"\({used}, 6 tokens, [\d,.]+ tokens/s\)\n", notes)
+
+
+def test_a_drawn_seed_gives_the_same_text_again(command):
+    _, text, notes = command("--prompt=Once", "--max-new-tokens=9")
+    seed = re.search(r"seed (\d+),", notes)[1]
+    assert command("--prompt=Once", "--max-new-tokens=9", f"--seed={seed}")[:2] == (0, text)
+
+
+def test_several_texts_are_those_that_each_prompt_and_seed_gives_alone(
+    command, generator, monkeypatch
+):
+    monkeypatch.setattr(generate, "ROWS_AT_ONCE", 3)
     code, text, notes = command("--prompt=One", "--prompt=", "--num-samples=2", *PLAIN)
     expected = [
-        generator.generate(prompt, 6, temperature=0.8, seed=seed)
+        generator.generate(prompt, 6, seed=seed, **SAMPLE)
         for prompt in ("One", "")
         for seed in (5, 6)
     ]
     assert (code, text) == (0, printable("\n---\n".join(expected)) + "\n")
-    assert re.fullmatch(r"\(seeds 5 to 6, 24 tokens, [\d,.]+ tokens/s\)\n", notes)
-    assert generator.generate(["One", ""], 6, num_samples=2, seed=5, temperature=0.8) == expected
+    assert re.match(r"\(temperature 0.8, seeds 5 to 6, 18 tokens, [\d,.]+ tokens/s\)\n", notes)
 
 
 def test_json_lines_hold_prompt_text_and_seed(command, generator):
@@ -63,100 +81,188 @@ def test_json_lines_hold_prompt_text_and_seed(command, generator):
     assert code == 0
     assert [line["seed"] for line in lines] == [5, 6]
     for line in lines:
-        expected = generator.generate("One", 6, temperature=0.8, seed=line["seed"])
+        expected = generator.generate("One", 6, seed=line["seed"], **SAMPLE)
         assert line["prompt"] + line["text"] == expected
         assert line["num_tokens"] == 6
         assert line["tokens_per_second"] > 0
 
 
-def test_a_prompt_file_is_a_prompt(command, tmp_path):
-    (tmp_path / "prompt.txt").write_bytes("Schnee 雪 \xff".encode() + b"\xff")
-    code, text, _ = command(f"--prompt-file={tmp_path / 'prompt.txt'}", *PLAIN)
-    assert code == 0
-    assert text.startswith("Schnee 雪 ÿ\ufffd")
+def test_json_has_null_for_what_is_not_finite(capsys):
+    print_json({"a": {"b": float("nan"), "c": float("-inf")}, "d": 1.5, "e": None})
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {
+        "a": {"b": None, "c": None},
+        "d": 1.5,
+        "e": None,
+    }
 
 
 @pytest.mark.parametrize(
     ("start", "count", "end"),
-    [
-        ("word ", 200_000, ""),
-        (" ", 1_000_001, "end"),
-        ("a", 10**6, ""),
-        ("\U0001f600", 250_000, ""),
-    ],
+    [(" ", 1_000_001, "end"), ("a", 10**6, ""), ("\U0001f600", 250_000, "")],
 )
 def test_a_prompt_of_a_megabyte_is_read_to_its_end_with_a_notice(
     command, generator, tmp_path, start, count, end
 ):
     path, text = tmp_path / "prompt.txt", start * count + end
     path.write_text(text, encoding="utf-8")
-    code, _, notes = command(f"--prompt-file={path}", "--temperature=0", "--json", *PLAIN)
+    code, out, notes = command(f"--prompt-file={path}", *PLAIN)
     num_tokens = len(generator.tokenizer.encode(text))
     assert code == 0
+    assert out.startswith(printable(text))
     assert f"the prompt has {num_tokens} tokens, the model reads the last 32" in notes
 
 
-def test_a_missing_prompt_file_is_one_line(command, tmp_path):
-    code, text, line = command(f"--prompt-file={tmp_path / 'none.txt'}", *PLAIN)
-    assert (code, text) == (6, "")
-    assert "none.txt" in line
-
-
 def test_beams_give_one_text_a_prompt(command, generator):
-    code, text, _ = command("--prompt=One", "--num-beams=3", *PLAIN)
+    code, text, notes = command("--prompt=One", "--num-beams=3", *PLAIN)
     expected = generator.generate("One", 6, num_beams=3)
     assert (code, text) == (0, printable(expected) + "\n")
+    assert notes.startswith("(3 beams, seed 5, 6 tokens, ")
 
 
 def test_a_stop_string_ends_the_text(command, generator):
-    whole = generator.generate("One", 6, temperature=0.8, seed=5)
+    whole = generator.generate("One", 6, seed=5, **SAMPLE)
     stop = whole[-4:-2]
     text = command("--prompt=One", f"--stop={stop}", *PLAIN)[1]
     continuation = whole[3:]
     assert text == printable("One" + continuation[: continuation.index(stop)]) + "\n"
 
 
-@pytest.mark.parametrize(
-    ("options", "complaint"),
-    [
-        (["--num-samples=0"], "--num-samples 0 is below 1"),
-        (["--num-beams=2", "--num-samples=2"], "--num-beams finds one text a prompt"),
-        (["--interactive"], "--interactive asks for its prompts"),
-        (["--stop="], "--stop wants some text"),
-        (["--seed=-1"], "seed=-1 is not a whole number in [0, 2**63)"),
-        (["--min-p=2", "--typical-p=0"], "min_p=2.0 is not a number in (0, 1]; typical_p=0.0"),
-        (["--model=gpt3"], "invalid choice: 'gpt3'"),
-        (["--precision=int4"], "invalid choice: 'int4'"),
-    ],
-)
-def test_a_wrong_option_is_one_line_and_exit_2(command, options, complaint):
+@pytest.mark.parametrize("options", [["--top-k=0"], ["--compare", "--top-k=5"], ["--temp=1"]])
+def test_a_wrong_option_is_one_line_and_exit_2(command, options):
     code, text, line = command("--prompt=Once", *options)
     assert (code, text, line.count("\n")) == (2, "", 1)
-    assert complaint in line
+    assert line.startswith("error: ")
 
 
-def run_piped(model_path: Path, text: bytes, *options: str, folder: Path = ROOT):
-    command = [sys.executable, str(ROOT / "generate.py"), f"--checkpoint={model_path}", *options]
-    return subprocess.run(command, input=text, capture_output=True, timeout=120, cwd=folder)
+def test_a_model_of_too_few_tokens_is_one_line_and_exit_4(tmp_path, command):
+    path = tmp_path / checkpoint.FINAL_NAME
+    weights = build_model(SIZES, 100).state_dict()
+    checkpoint.save(path, {"config": SIZES, "model_state_dict": weights})
+    code, text, line = command(f"--checkpoint={path}", "--prompt=One", *PLAIN)
+    assert (code, text, line.count("\n")) == (4, "", 1)
+    assert "too few tokens (100 of" in line
 
 
-def test_a_prompt_comes_through_a_pipe(model_path, generator):
-    result = run_piped(model_path, b"One\n", *PLAIN)
-    expected = generator.generate("One", 6, temperature=0.8, seed=5)
-    assert result.stdout.decode() == printable(expected) + "\n", result.stderr
-    assert result.returncode == 0
+def test_control_characters_never_reach_the_terminal(command):
+    code, text, notes = command("--prompt=\x1b[2J", "--max-new-tokens=0")
+    assert (code, text) == (0, "\\x1b[2J\n")
+    assert "notice" not in notes
+    assert printable("a\x07\tb\nc\r\x9b2Jé😀") == "a\\x07\tb\nc\\x0d\\x9b2Jé😀"
 
 
-def test_the_prompt_loop_answers_each_line_until_the_input_ends(model_path, generator):
-    result = run_piped(model_path, "One\n雪\n".encode(), "--interactive", *PLAIN)
-    output = result.stdout.decode()
-    assert result.returncode == 0, result.stderr
-    for number, prompt in enumerate(["One", "雪"]):
-        text = generator.generate(prompt, 6, temperature=0.8, seed=5 + number)
-        assert printable(text) in output
+# ---------------------------------------------------------------- prompts one by one
 
 
+@pytest.fixture
+def talk(command, monkeypatch):
+    """Runs the prompt loop on some lines; the result is (exit code, stdout, stderr)."""
+
+    def run(*lines: str) -> tuple[int, str, str]:
+        raw = io.BytesIO("".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"))
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(raw, encoding="utf-8"))
+        return command("--interactive", *PLAIN)
+
+    return run
+
+
+def test_the_prompt_loop_answers_each_line_until_the_input_ends(talk, generator):
+    code, output, _ = talk("One", "雪", "//x", "\udcff")
+    assert code == 0
+    for number, prompt in enumerate(["One", "雪", "/x", "\ufffd"]):
+        text = generator.generate(prompt, 6, seed=5 + number, **SAMPLE)
+        assert f"> {printable(text)}\n" in output
+
+
+def test_a_slash_changes_settings_for_what_follows(talk, generator):
+    lines = ["/temperature 0", "/max-new-tokens 4", "/seed 9", "One", "/top-k 3", "/temperature 1"]
+    code, output, notes = talk(*lines, "One", "/top-k off", "One")
+    assert code == 0
+    expected = [
+        generator.generate("One", 4, temperature=0),
+        generator.generate("One", 4, top_k=3, seed=10),
+        generator.generate("One", 4, seed=11),
+    ]
+    position = 0
+    for text in expected:
+        position = output.index(f"> {printable(text)}\n", position) + 1
+    assert "(greedy, seed 9, 4 tokens" in notes
+    assert "(temperature 1.0, top-k 3, seed 10, 4 tokens" in notes
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("/temperature -1", "temperature=-1.0 is not a number >= 0"),
+        ("/temperature hot", "temperature='hot' is not a number >= 0"),
+        ("/temperature off", "temperature=None is not a number >= 0"),
+        ("/top-k", "top_k='' is not a whole number >= 1"),
+        ("/num-beams 2", "no such setting (/num-beams)"),
+        ("/ 5", "no such setting (/)"),
+    ],
+)
+def test_a_wrong_change_is_one_line_and_the_talk_goes_on(talk, generator, line, complaint):
+    code, output, notes = talk(line, "One")
+    assert code == 0
+    [error] = [line for line in notes.splitlines() if line.startswith("error: ")]
+    assert complaint in error
+    assert printable(generator.generate("One", 6, seed=5, **SAMPLE)) in output
+
+
+def test_help_shows_every_setting_with_its_present_value(talk):
+    notes = talk("/top-k 7", "/help")[2]
+    shown = dict(re.findall(r"^/(\S+) +(\S+) +\S.*$", notes, flags=re.MULTILINE))
+    assert {name.replace("-", "_") for name in shown} >= set(CHANGEABLE)
+    assert (shown["top-k"], shown["top-p"], shown["seed"]) == ("7", "off", "5")
+
+
+# ---------------------------------------------------------------- a process of its own
+
+
+def run_command(*options: object, text: bytes = b"", folder: Path = ROOT, **environment: str):
+    return subprocess.run(
+        [sys.executable, "-W", "error", ROOT / "generate.py", *map(str, options)],
+        input=text,
+        capture_output=True,
+        timeout=120,
+        cwd=folder,
+        env={**os.environ, **environment},
+    )
+
+
+def test_a_prompt_comes_through_a_pipe_to_a_terminal_without_emoji(model_path, generator):
+    options = [f"--checkpoint={model_path}", *PLAIN]
+    result = run_command(*options, text="snow 雪\r\n".encode(), PYTHONIOENCODING="ascii")
+    expected = generator.generate("snow 雪", 6, seed=5, **SAMPLE)
+    shown = printable(expected).encode("ascii", "backslashreplace").decode() + "\n"
+    assert (result.returncode, result.stdout.decode()) == (0, shown), result.stderr
+
+
+def test_without_a_checkpoint_the_command_says_to_train_one(tmp_path):
+    result = run_command("--prompt=Once", folder=tmp_path)
+    assert (result.returncode, result.stdout) == (4, b"")
+    assert b"final_trained_model.pt" in result.stderr
+    assert b"python train.py" in result.stderr
+    assert result.stderr.count(b"\n") == 1
+
+
+def test_options_are_parsed_before_anything_slow_is_imported(tmp_path, run_python):
+    code = """
+import sys
+sys.argv = ["generate.py", "--help"]
+import generate
+try:
+    generate.main()
+except SystemExit:
+    print({"transformers", "matplotlib", "generation.generator"} & sys.modules.keys())
+"""
+    result = run_python("-c", code, folder=tmp_path)
+    assert result.stdout.endswith("set()\n"), result.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals")
 def test_ctrl_c_stops_a_text_but_not_the_program(model_path):
+    import pty
+
     ours, theirs = pty.openpty()
     options = ["--interactive", "--max-new-tokens=1000000", f"--checkpoint={model_path}"]
     process = subprocess.Popen(
@@ -210,24 +316,3 @@ def test_ctrl_c_outside_the_loop_is_exit_130_without_traceback(model_path):
     assert process.returncode == 130
     assert errors.startswith(b"stopped:")
     assert b"Traceback" not in errors
-
-
-def test_settings_are_compared_with_the_text_that_the_model_was_trained_on(
-    trained, run_python, tmp_path
-):
-    folder = shutil.copytree(trained.folder, tmp_path / "copy")
-    (folder / "sampling_comparison.png").unlink()
-    options = ["--compare", "--prompt=Once upon", "--max-new-tokens=8", "--seed=1"]
-    result = run_python("-W", "error", ROOT / "generate.py", *options, folder=folder)
-    assert result.returncode == 0, result.stderr
-    assert "nearest to the held-out text: " in result.stdout
-    assert (folder / "sampling_comparison.png").exists()
-    assert "nearest to the held-out text: " in trained.stdout
-
-
-def test_without_the_text_the_comparison_says_what_it_lacks(command, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    code, text, _ = command("--compare", "--prompt=One", *PLAIN)
-    assert code == 0
-    assert "no comparison with human text" in text
-    assert "nearest" not in text

@@ -69,10 +69,12 @@ def test_several_prompts_and_samples_are_the_texts_that_each_gives_alone(generat
     assert together == alone
 
 
-@pytest.mark.parametrize("settings", [{"num_samples": 2}, {"num_beams": 2}], ids=str)
-def test_a_stream_of_several_texts_is_an_error(generator, settings):
-    with pytest.raises(SamplingError, match=next(iter(settings))):
-        next(generator.stream("Once", 3, **settings))
+def test_a_stream_is_one_text_in_pieces_or_with_beams_at_once(generator):
+    beams = list(generator.stream("Once", 3, num_beams=2))
+    assert "Once" + beams[0] == generator.generate("Once", 3, num_beams=2)
+    assert len(beams) == 1
+    with pytest.raises(SamplingError, match="num_samples=2"):
+        next(generator.stream("Once", 3, num_samples=2))
 
 
 # ---------------------------------------------------------------- the end of a text

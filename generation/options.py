@@ -1,0 +1,167 @@
+"""The options of generate.py, in which mode each has an effect, and the prompts that they give."""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from corpus.text import decode_text
+from generation.settings import RULES, SAMPLE, Settings
+from system.command_line import Parser
+from system.errors import ConfigError, DataError
+from system.files import as_path
+from system.process import note
+
+OFFICIAL_NAMES = ("gpt2-small", "gpt2-medium", "gpt2-large", "gpt2-xl")
+PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8")
+DRAW, SEARCH, TALK, COMPARE = "", "--num-beams", "--interactive", "--compare"  # the modes
+ALL, WRITE, ONCE = {DRAW, SEARCH, TALK, COMPARE}, {DRAW, TALK}, {DRAW, SEARCH, COMPARE}
+
+
+class Option(NamedTuple):
+    """An option of the command line."""
+
+    modes: set[str]  # in which it has an effect; elsewhere it is an error
+    remark: str
+    default: Any = None
+    form: Mapping[str, Any] = MappingProxyType(
+        {}
+    )  # for argparse; a setting's follows from its rule
+
+
+FLAG, REPEATABLE, PATH = {"action": "store_true"}, {"action": "append"}, {"type": as_path}
+OPTIONS = {
+    "prompt": Option(ONCE, "text to continue, may be empty; repeatable", [], REPEATABLE),
+    "prompt_file": Option(ONCE, "a text file to continue; .jsonl has many prompts", None, PATH),
+    "one_a_line": Option(ONCE, "each line of the file or the pipe is a prompt", False, FLAG),
+    "interactive": Option({TALK}, "ask for prompts until Ctrl-D", False, FLAG),
+    "compare": Option({COMPARE}, "show ways of sampling side by side, with numbers", False, FLAG),
+    "json": Option(ONCE, "one JSON object a line for each text", False, FLAG),
+    "checkpoint": Option(ALL, "file", Path("final_trained_model.pt"), PATH),
+    "model": Option(ALL, "OpenAI's weights, untrained here", None, {"choices": OFFICIAL_NAMES}),
+    "device": Option(ALL, "auto, cpu, mps, cuda or cuda:N", "auto"),
+    "precision": Option(ALL, "type of the weights", "auto", {"choices": PRECISIONS}),
+    "max_new_tokens": Option(ALL, "the longest continuation", 200),
+    "num_samples": Option({DRAW}, "texts for each prompt", 1),
+    "num_beams": Option({DRAW, SEARCH}, "above 1: beam search with so many, no sampling", 1),
+    "length_penalty": Option({SEARCH}, "above 0, beams favour long texts", 1.0),
+    "stop": Option({DRAW, SEARCH, TALK}, "end before this string; repeatable", [], REPEATABLE),
+    "seed": Option(ALL, "same seed, same text; drawn and printed where not given"),
+    "temperature": Option(WRITE, "0 is greedy, 1 as trained", SAMPLE["temperature"]),
+    "top_k": Option(WRITE, "draw from the k likeliest tokens only"),
+    "top_p": Option(WRITE, "draw from the fewest tokens that make up this probability"),
+    "min_p": Option(WRITE, "leave out tokens less likely than this share of the likeliest"),
+    "typical_p": Option(WRITE, "draw from the most typical tokens that make up this probability"),
+    "repetition_penalty": Option(WRITE, "above 1, tokens that are there get less likely", 1.0),
+    "no_repeat_ngram": Option(WRITE, "never repeat a run of so many tokens", 0),
+}
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """Every option, the `mode` that they choose, and `settings` of the texts."""
+    parser = Parser(
+        description="Continues a prompt with a trained model. Without --prompt and --prompt-file "
+        "the prompt is read from a pipe.",
+        allow_abbrev=False,
+    )
+    source = parser.add_mutually_exclusive_group()
+    for name, option in OPTIONS.items():
+        shown = f" ({option.default})" if option.default not in (None, False, []) else ""
+        form = {"type": RULES[name].kind} if name in RULES else option.form
+        group = source if name in ("checkpoint", "model") else parser
+        group.add_argument(
+            flag(name), default=argparse.SUPPRESS, help=option.remark + shown, **form
+        )
+    given = vars(parser.parse_args(arguments))
+    mode = mode_of(given)
+    defaults = {name: option.default for name, option in OPTIONS.items()}
+    options = argparse.Namespace(**defaults | given, mode=mode)
+    wanted = [name for name in (*RULES, "stop") if mode in OPTIONS[name].modes]
+    options.settings = Settings(**{name: getattr(options, name) for name in wanted})
+    return options
+
+
+def mode_of(given: dict[str, Any]) -> str:
+    """The mode that the options choose; ConfigError names all that have no effect in it."""
+    if "interactive" in given or "compare" in given:
+        mode = TALK if "interactive" in given else COMPARE
+    else:
+        mode = SEARCH if given.get("num_beams", 1) > 1 else DRAW
+    idle = [flag(name) for name in given if mode not in OPTIONS[name].modes]
+    if idle:
+        place = f"with {mode}" if mode else "without --num-beams"
+        raise ConfigError(f"no effect {place} ({', '.join(idle)}): leave it out")
+    if "one_a_line" in given and "prompt" in given and "prompt_file" not in given:
+        raise ConfigError("no effect on --prompt (--one-a-line): leave it out")
+    return mode
+
+
+# ---------------------------------------------------------------- prompts
+
+
+def prompts_of(options: argparse.Namespace) -> list[str]:
+    """All prompts given: by --prompt, by --prompt-file, else through a pipe."""
+    prompts, path = list(options.prompt), options.prompt_file
+    if path:
+        prompts += prompts_in(file_bytes(path), str(path), one_a_line=options.one_a_line)
+    elif not prompts and options.mode != TALK:
+        prompts = prompts_in(piped_bytes(), "the pipe", one_a_line=options.one_a_line)
+    return prompts
+
+
+def file_bytes(path: Path) -> bytes:
+    """What is in the file; ConfigError where there is none to read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        cause = f"cannot read the prompt file ({path}: {error.strerror})"
+        raise ConfigError(f"{cause}: name a text file, or give --prompt") from error
+
+
+def piped_bytes() -> bytes:
+    """What comes through the pipe; ConfigError where there is none."""
+    missing = 'no prompt: give --prompt "Once upon a time", --interactive, or a text on stdin'
+    if sys.stdin is None or sys.stdin.isatty():
+        raise ConfigError(missing)
+    try:
+        return sys.stdin.buffer.read()
+    except OSError as error:
+        raise ConfigError(missing) from error
+
+
+def prompts_in(raw: bytes, name: str, *, one_a_line: bool) -> list[str]:
+    """The prompts in a file or a pipe, read as a text to train on is, but for its last line end.
+
+    A .jsonl file has one on each line: a string, or an object with a `prompt`.
+    """
+    text = decode_text(raw, name, replace_invalid=True)
+    if "\ufffd" in text and "\ufffd".encode() not in raw:
+        note(f"notice: what is no text in {name} is read as U+FFFD")
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if name.lower().endswith(".jsonl"):
+        prompts = [prompt_in_json(line, f"{name}, line {number}") for number, line in lines]
+    elif one_a_line:
+        prompts = [line for _, line in lines]
+    else:
+        return [text.removesuffix("\n")]
+    if not prompts:
+        raise DataError(f"no prompts ({name}): put one on each line")
+    return prompts
+
+
+def prompt_in_json(line: str, place: str) -> str:
+    try:
+        value = json.loads(line)
+        prompt = value if isinstance(value, str) else value["prompt"]
+        assert isinstance(prompt, str)
+    except (ValueError, KeyError, TypeError, AssertionError, RecursionError) as error:
+        wanted = '"Once upon a time", or {"prompt": "Once upon a time"}'
+        raise DataError(f"no prompt ({place}): write {wanted}") from error
+    return prompt

@@ -1,0 +1,163 @@
+"""The options of generate.py: each works in its mode or is refused, and prompts from any source."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from generation.options import ALL, OPTIONS, flag, parse_arguments, prompts_of
+from generation.settings import SAMPLE
+from system.errors import ConfigError, DataError, SamplingError
+
+MODES = {"": [], "--num-beams": ["--num-beams=2"], "--interactive": ["--interactive"]}
+MODES["--compare"] = ["--compare"]
+VALUES = {"model": "gpt2-small", "precision": "int8", "device": "cpu", "one_a_line": None}
+
+
+def given(name: str) -> str:
+    """The option with a value that is its own default where it has one, or a right one."""
+    option = OPTIONS[name]
+    if option.form.get("action") == "store_true":
+        return flag(name)
+    value = VALUES.get(name, "1" if option.default in (None, []) else option.default)
+    return f"{flag(name)}={value}"
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", OPTIONS.keys() - {"interactive", "compare", "num_beams"})
+def test_an_option_has_an_effect_or_is_named(name, mode):
+    """Also one that is given with its default value."""
+    arguments = [*MODES[mode], given(name)]
+    if mode in OPTIONS[name].modes:
+        assert parse_arguments(arguments).mode == mode
+        return
+    with pytest.raises(ConfigError, match=rf"no effect .*\({flag(name)}\)"):
+        parse_arguments(arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ("--interactive --compare", "--interactive (--compare)"),
+        ("--compare --num-beams=1", "--compare (--num-beams)"),
+        ("--compare --top-k=5 --stop=x", "--compare (--top-k, --stop)"),
+        ("--num-beams=2 --temperature=0.8", "--num-beams (--temperature)"),
+        ("--length-penalty=2", "without --num-beams (--length-penalty)"),
+        ("--one-a-line --prompt=a", "--prompt (--one-a-line)"),
+        ("--model=gpt2-small --checkpoint=a.pt", "not allowed with argument"),
+        ("--prompt=a --temp=1", "unrecognized arguments: --temp=1"),
+        ("--max-new-tokens=many", "argument --max-new-tokens: invalid int value: 'many'"),
+        ("--model=gpt3", "invalid choice: 'gpt3'"),
+        ("--precision=int4", "invalid choice: 'int4'"),
+    ],
+)
+def test_options_that_do_not_go_together_are_named(arguments, named):
+    with pytest.raises(ConfigError) as caught:
+        parse_arguments(arguments.split())
+    assert named in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "option", ["--top-p=1.5", "--num-beams=0", "--seed=-1", "--stop=", "--max-new-tokens=-1"]
+)
+def test_a_number_out_of_range_is_found_before_anything_is_read(option):
+    name = option.removeprefix("--").partition("=")[0].replace("-", "_")
+    with pytest.raises(SamplingError, match=f"{name}="):
+        parse_arguments([option])
+
+
+def test_what_is_given_reaches_the_settings_and_the_rest_are_those_of_samples():
+    settings = parse_arguments(["--top-k=7", "--stop=a", "--stop=b", "--seed=3"]).settings
+    assert (settings.top_k, settings.stop, settings.seed) == (7, ("a", "b"), 3)
+    assert {name: getattr(settings, name) for name in SAMPLE} == SAMPLE
+    assert parse_arguments(["--num-beams=2"]).settings.temperature == 1.0
+
+
+def test_every_mode_is_in_the_table():
+    assert {mode for option in OPTIONS.values() for mode in option.modes} == ALL == MODES.keys()
+
+
+@pytest.mark.parametrize("option", ["checkpoint", "prompt_file"])
+def test_a_tilde_is_the_home_folder(option, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    options = parse_arguments([f"{flag(option)}=~/a b"])
+    assert getattr(options, option) == tmp_path / "a b"
+
+
+# ---------------------------------------------------------------- prompts
+
+
+class Piped:
+    """Standard input that is a pipe."""
+
+    def __init__(self, raw: bytes) -> None:
+        self.buffer = io.BytesIO(raw)
+
+    def isatty(self) -> bool:
+        return False
+
+
+def read(source: str, raw: bytes, folder: Path, monkeypatch, *options: str) -> list[str]:
+    """The prompts that a file of that name, or the pipe, gives."""
+    if source == "pipe":
+        monkeypatch.setattr("sys.stdin", Piped(raw))
+        return prompts_of(parse_arguments(options))
+    (folder / source).write_bytes(raw)
+    return prompts_of(parse_arguments([f"--prompt-file={folder / source}", *options]))
+
+
+@pytest.mark.parametrize("source", ["pipe", "prompt.txt"])
+@pytest.mark.parametrize(
+    ("raw", "prompt"),
+    [
+        (b"One\n", "One"),
+        (b"One\r\nTwo\r\n\r\n", "One\nTwo\n"),
+        (b"\xef\xbb\xbfOne", "One"),
+        ("One 雪\r\n".encode("utf-16"), "One 雪"),
+        (b"", ""),
+        ("Schnee 雪 ÿ".encode() + b"\xff", "Schnee 雪 ÿ\ufffd"),
+    ],
+    ids=repr,
+)
+def test_a_file_and_a_pipe_are_read_alike(source, raw, prompt, tmp_path, monkeypatch, capsys):
+    assert read(source, raw, tmp_path, monkeypatch) == [prompt]
+    assert ("read as U+FFFD" in capsys.readouterr().err) == ("\ufffd" in prompt)
+
+
+@pytest.mark.parametrize("source", ["pipe", "prompts.txt"])
+def test_each_line_is_a_prompt_when_asked(source, tmp_path, monkeypatch):
+    raw = b"One\r\n\r\n  Two\n"
+    assert read(source, raw, tmp_path, monkeypatch, "--one-a-line") == ["One", "  Two"]
+
+
+def test_json_lines_are_prompts(tmp_path, monkeypatch):
+    raw = b'"One\\n"\n\n{"prompt": "Two \\u96ea", "id": 3}\n{"prompt": ""}\n'
+    assert read("a.jsonl", raw, tmp_path, monkeypatch) == ["One\n", "Two 雪", ""]
+    assert read("A.JSONL", raw, tmp_path, monkeypatch, "--prompt=first")[0] == "first"
+
+
+@pytest.mark.parametrize("line", ["{", "5", "null", "{}", '{"prompt": 5}', "[" * 5000, '["a"]'])
+def test_a_line_without_a_prompt_is_named(line, tmp_path, monkeypatch):
+    with pytest.raises(DataError, match=r"no prompt \(.*a.jsonl, line 2\)"):
+        read("a.jsonl", f"{json.dumps('One')}\n{line}\n".encode(), tmp_path, monkeypatch)
+
+
+def test_files_that_give_no_prompt_are_named(tmp_path, monkeypatch):
+    with pytest.raises(DataError, match=r"no prompts \(.*empty.jsonl\)"):
+        read("empty.jsonl", b"\n", tmp_path, monkeypatch)
+    with pytest.raises(DataError, match="looks like a zip archive"):
+        read("a.txt", b"PK\x03\x04", tmp_path, monkeypatch)
+    for path in (tmp_path / "none.txt", tmp_path):
+        with pytest.raises(ConfigError, match="cannot read the prompt file") as caught:
+            prompts_of(parse_arguments([f"--prompt-file={path}"]))
+        assert str(path) in str(caught.value)
+        assert "disk" not in str(caught.value)
+
+
+def test_a_missing_prompt_is_asked_for(monkeypatch):
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(ConfigError, match="give --prompt"):
+        prompts_of(parse_arguments([]))
+    assert prompts_of(parse_arguments(["--interactive"])) == []
