@@ -127,7 +127,9 @@ def compare_strategies(run: Run, path: Path, poll: Callable[[], None]) -> None:
     if not run.config["sample_tokens"]:
         return
     comparison = compare_settings(
-        TextGenerator(prepared(checkpoint.load_model(path)), run.tokenizer),
+        TextGenerator(
+            prepared(checkpoint.load_model(path), device=run.machine.device), run.tokenizer
+        ),
         run.config["sample_prompt"],
         max_new_tokens=run.config["sample_tokens"],
         seed=SAMPLING["seed"],

@@ -1,31 +1,35 @@
 """Ways of sampling side by side: their texts, and numbers that tell them from human text."""
 
+import shutil
 import textwrap
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from generation.generator import TextGenerator
-from generation.row import printable
+from generation.row import Row, printable
 from generation.scoring import log_probabilities
-from generation.settings import Settings
-from generation.textstats import distinct_share, longest_copy, repeated_share
+from generation.settings import SAMPLE, Sampling, Settings
+from generation.textstats import distinct_share, longest_copies
 from system.files import write_durably
-from tokenizer import END_OF_TEXT_ID, GPT2Tokenizer
+from system.process import warn
+from tokenizer import END_OF_TEXT_ID
 
 COMPARISON_NAME = "sampling_comparison.png"
-NUM_SAMPLES = 8  # texts of each setting that the numbers are taken of
+NUM_OPENINGS = 8  # that every setting continues, greedy too
+OPENING_TOKENS = 8
 SEARCHED_TOKENS = 1_000_000  # at the start of the training text, for copied passages
 HUMAN = "held-out text"
+NEAREST = f"nearest to the {HUMAN}"
 # Settings of `TextGenerator.generate` whose texts are shown side by side.
 STRATEGIES: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},
     "temperature 0.5": {"temperature": 0.5},
+    str(Sampling(**SAMPLE)): SAMPLE,
     "temperature 1.0": {"temperature": 1.0},
     "temperature 1.5": {"temperature": 1.5},
     "top-k 10": {"top_k": 10},
@@ -33,6 +37,15 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "top-k 100": {"top_k": 100},
     "top-p 0.9": {"top_p": 0.9},
 }
+COLUMNS = {  # of the table: its heading, the format of a number, what the number is
+    "tokens_per_second": ("tok/s", ",.0f", "tokens written a second, all texts at once"),
+    "log_probability": ("log-prob", ".2f", "how likely the model finds a token, in nats"),
+    "distinct_2": ("distinct-2", ".2f", "share of different pairs among neighbouring tokens"),
+    "repeated_4": ("repeated-4", ".2f", "share of runs of four tokens that were there before"),
+    "longest_copy": ("copied", ".1f", "tokens of the longest passage that the training text has"),
+}
+COMPARED = list(COLUMNS)[1:]  # what is measured of each text
+Passage = tuple[list[int], list[int]]  # ids: an opening, and what follows it
 
 
 @dataclass(frozen=True)
@@ -44,175 +57,228 @@ class Reference:
 
 
 @dataclass(frozen=True)
-class Numbers:
-    """Statistics of some texts; None where there is nothing to measure them with."""
-
-    log_probability: float  # mean of a token, in nats, by the model as trained
-    distinct_2: float  # share of the pairs of neighbours that differ from all others
-    repeated_4: float  # share of the runs of four tokens that their text already had
-    longest_copy: int | None  # tokens of the longest passage that is in the training text
-    tokens_per_second: float | None = None
-
-
-COLUMNS: dict[str, tuple[str, str]] = {  # field -> heading, format
-    "tokens_per_second": ("tok/s", ",.0f"),
-    "log_probability": ("log-prob", ".2f"),
-    "distinct_2": ("distinct-2", ".2f"),
-    "repeated_4": ("repeated-4", ".2f"),
-    "longest_copy": ("copied", "d"),
-}
-COMPARED = ("log_probability", "distinct_2", "repeated_4", "longest_copy")
-
-
-@dataclass(frozen=True)
 class Comparison:
-    """The first text of each setting, the numbers of all its texts, and those of human text."""
+    """A text of each setting, and the numbers of its continuations of the same openings.
+
+    `values` has for each setting, and for human text where there is some, an array (openings,
+    COMPARED).
+    """
 
     texts: dict[str, str]
-    numbers: dict[str, Numbers]
-    human: Numbers | None = None
-    notes: list[str] = field(default_factory=list)
+    values: dict[str, np.ndarray]
+    speeds: dict[str, float]
 
     @property
-    def recommended(self) -> str | None:
-        """The setting nearest to human text, None where there is none to compare with."""
-        distances = self.distances()
-        return min(distances, key=distances.get) if distances else None
+    def numbers(self) -> dict[str, dict[str, float | None]]:
+        """Of each setting and of human text the mean of its texts; None where there is none."""
+        means = {
+            name: [self.speeds.get(name, np.nan), *values.mean(0).tolist()]
+            for name, values in self.values.items()
+        }
+        return {
+            name: {
+                column: value if np.isfinite(value) else None
+                for column, value in zip(COLUMNS, row, strict=True)
+            }
+            for name, row in means.items()
+        }
 
-    def distances(self) -> dict[str, float]:
-        """Mean distance to human text over the statistics, the farthest setting of each being 1."""
-        if self.human is None:
-            return {}
-        columns = []
-        for name in COMPARED:
-            target = getattr(self.human, name)
-            gaps = [abs(getattr(numbers, name) - target) for numbers in self.numbers.values()]
-            columns.append([gap / (max(gaps) or 1) for gap in gaps])
-        return dict(zip(self.numbers, np.mean(columns, axis=0).tolist(), strict=True))
+    @property
+    def nearest(self) -> list[str]:
+        """The settings nearest to human text, first the nearest, then those as near as chance.
 
-    def table(self) -> str:
-        """The numbers as aligned text, human text last, with the recommendation."""
-        rows = self.numbers | ({HUMAN: self.human} if self.human else {})
-        margin = max(map(len, rows)) + 2
-        lines = [" " * margin + "".join(f"{heading:>12}" for heading, _ in COLUMNS.values())]
-        for name, numbers in rows.items():
-            values = [(getattr(numbers, column), form) for column, (_, form) in COLUMNS.items()]
-            cells = ["-" if value is None else format(value, form) for value, form in values]
-            lines.append(f"{name:<{margin}}" + "".join(f"{cell:>12}" for cell in cells))
-        if self.recommended:
-            lines.append(f"nearest to the held-out text: {self.recommended}")
-        return "\n".join([*lines, *self.notes])
+        As near is one whose distance exceeds the smallest by less than two standard errors, which
+        leaving out one opening after the other tells (the jackknife).
+        """
+        num_openings = len(self.values.get(HUMAN, ()))
+        if num_openings < 2:
+            return []
+        every = np.arange(num_openings)
+        distances = self.distances(every)
+        first = distances.argmin()
+        partial = np.stack([self.distances(every[every != left_out]) for left_out in every])
+        excess = partial - partial[:, [first]]
+        errors = np.sqrt((num_openings - 1) * excess.var(0))
+        is_near = distances - distances[first] <= 2 * errors
+        order = [number for number in distances.argsort(kind="stable") if is_near[number]]
+        return [list(self.texts)[number] for number in order]
+
+    def distances(self, openings: np.ndarray) -> np.ndarray:
+        """Of each setting to human text, mean over the statistics; the farthest of each has 1."""
+        means = {name: values[openings].mean(0) for name, values in self.values.items()}
+        gaps = np.abs(np.stack([means[name] - means[HUMAN] for name in self.texts]))
+        return (gaps / np.where(gaps.max(0) > 0, gaps.max(0), 1)).mean(1)
+
+    def table(self, width: int) -> str:
+        """The numbers as aligned text, human text last, and what they are."""
+        margin = max(map(len, self.values)) + 2
+        at_once = max(1, (width - margin) // 12)
+        blocks = []
+        for start in range(0, len(COLUMNS), at_once):
+            columns = list(COLUMNS.items())[start : start + at_once]
+            lines = [" " * margin + "".join(f"{heading:>12}" for _, (heading, _, _) in columns)]
+            for name, numbers in self.numbers.items():
+                values = [(numbers[column], form) for column, (_, form, _) in columns]
+                cells = ["-" if value is None else format(value, form) for value, form in values]
+                lines.append(f"{name:<{margin}}" + "".join(f"{cell:>12}" for cell in cells))
+            blocks.append("\n".join(lines))
+        return "\n\n".join([*blocks, "\n".join(wrapped(self.legend(), width))])
+
+    def legend(self) -> list[str]:
+        """What the table shows, a line for each column, and which setting is nearest."""
+        lines = [f"{heading:<12}{meaning}" for heading, _, meaning in COLUMNS.values()]
+        lines.append(
+            f"The numbers are means over continuations of the same {NUM_OPENINGS} openings."
+        )
+        lines.append(f"Samples in training and generate.py use {Sampling(**SAMPLE)}.")
+        if self.nearest:
+            lines.append(f"{NEAREST}: {', '.join(self.nearest)}")
+        if len(self.nearest) > 1:
+            lines.append("They differ by chance alone, so none is recommended.")
+        return lines
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return {**asdict(self), "recommended": self.recommended}
+        """Plain values, for JSON; recommended is a setting that is nearest beyond chance."""
+        numbers, nearest = self.numbers, self.nearest
+        human = numbers.pop(HUMAN, None)
+        recommended = nearest[0] if len(nearest) == 1 else None
+        found = {"numbers": numbers, "human": human, "nearest": nearest, "recommended": recommended}
+        return {"texts": self.texts, **found}
 
     def __str__(self) -> str:
-        return f"{side_by_side(self.texts)}\n\n{self.table()}"
+        width = shutil.get_terminal_size((100, 24)).columns
+        return f"{side_by_side(self.texts, width=width)}\n\n{self.table(width)}"
 
 
 def compare_settings(
-    writer: TextGenerator,
+    generator: TextGenerator,
     prompt: str,
     *,
     max_new_tokens: int,
     seed: int,
     reference: Reference | None = None,
     strategies: dict[str, dict[str, Any]] = STRATEGIES,
-    notes: Sequence[str] = (),
 ) -> Comparison:
-    """Texts and numbers of each strategy; those of human text with a reference to take it from."""
-    train_ids = None if reference is None else reference.train_ids[:SEARCHED_TOKENS]
-    texts, numbers = {}, {}
-    for name, settings in strategies.items():
+    """Texts and numbers of each strategy; those of human text with a reference to take it from.
+
+    All strategies continue the prompt and the same openings in one batch. The openings are those of
+    passages of the held-out text, else what the model makes of the prompt.
+    """
+    if reference is None:
+        settings = Settings(max_new_tokens=OPENING_TOKENS, num_samples=NUM_OPENINGS, seed=seed)
+        openings = [row.prompt_ids + row.ids for row in generator.write([prompt], settings)]
+        passages = {}
+    else:
+        human = human_passages(reference.val_ids, max_new_tokens)
+        openings, passages = [opening for opening, _ in human], {HUMAN: human}
+    texts, speeds, written = {}, {}, {}
+    write_openings(generator, prompt, openings, Settings(max_new_tokens=3))  # the device warms up
+    for name, strategy in strategies.items():
+        settings = Settings(max_new_tokens=max_new_tokens, seed=seed, **strategy)
         start = time.perf_counter()
-        num_samples = 1 if settings.get("temperature") == 0 else NUM_SAMPLES
-        wanted = {"max_new_tokens": max_new_tokens, "num_samples": num_samples, "seed": seed}
-        rows = writer.write([prompt], Settings(**wanted, **settings))
+        first, *rows = write_openings(generator, prompt, openings, settings)
         seconds = time.perf_counter() - start
-        texts[name] = rows[0].prompt + rows[0].text
-        speed = sum(len(row.ids) for row in rows) / seconds
-        pairs = [(row.prompt_ids, row.ids) for row in rows]
-        numbers[name] = measure(writer.model, pairs, train_ids, tokens_per_second=speed)
-    human = None
-    if reference is not None:
-        passages = human_passages(reference.val_ids, max_new_tokens)
-        human = measure(writer.model, passages, train_ids)
-    return Comparison(texts, numbers, human, list(notes))
+        speeds[name] = sum(len(row.ids) for row in [first, *rows]) / seconds
+        texts[name] = first.prompt + first.text
+        written[name] = [(row.prompt_ids, row.ids) for row in rows]
+    train_ids = None if reference is None else reference.train_ids[:SEARCHED_TOKENS]
+    return Comparison(texts, measure(generator, written | passages, train_ids), speeds)
+
+
+def write_openings(
+    generator: TextGenerator, prompt: str, openings: Sequence[list[int]], settings: Settings
+) -> list[Row]:
+    """The rows that continue the prompt and each opening, with the seeds seed, seed + 1, ..."""
+    seeds = [settings.seed + number for number in range(len(openings) + 1)]
+    rows = [row for seed in seeds for row in generator.rows([prompt], replace(settings, seed=seed))]
+    for row, opening in zip(rows[1:], openings, strict=True):
+        row.prompt_ids = opening
+    for _ in generator.steps(rows, settings):
+        pass
+    return rows
 
 
 def measure(
-    model: Any,
-    texts: Sequence[tuple[list[int], list[int]]],
-    train_ids: np.ndarray | None,
-    *,
-    tokens_per_second: float | None = None,
-) -> Numbers:
-    """The numbers of texts given as (what went before, the text itself), both ids."""
-    bodies = [body for _, body in texts]
-    logs = [log_probabilities(model, start + body)[len(start) - 1 :] for start, body in texts]
-    return Numbers(
-        log_probability=torch.cat(logs).mean().item(),
-        distinct_2=distinct_share(bodies, 2),
-        repeated_4=repeated_share(bodies, 4),
-        longest_copy=None if train_ids is None else longest_copy(bodies, train_ids),
-        tokens_per_second=tokens_per_second,
-    )
+    generator: TextGenerator, passages: dict[str, list[Passage]], train_ids: np.ndarray | None
+) -> dict[str, np.ndarray]:
+    """What COMPARED names of each passage, by the name of its group; NaN where there is nothing."""
+    bodies = [body for group in passages.values() for _, body in group]
+    found = [np.nan] * len(bodies) if train_ids is None else longest_copies(bodies, train_ids)
+    copied, result = iter(found), {}
+    for name, group in passages.items():
+        rows = []
+        for start, body in group:
+            logs = log_probabilities(generator.model, start + body)[len(start) - 1 :]
+            distinct = distinct_share(body, 2), distinct_share(body, 4)
+            rows.append([logs.mean().item(), distinct[0], 1 - distinct[1], next(copied)])
+        result[name] = np.array(rows)
+    return result
 
 
-def human_passages(ids: np.ndarray, num_tokens: int) -> list[tuple[list[int], list[int]]]:
-    """Beginnings of documents of that length, spread over the ids, each with its start token."""
+def human_passages(ids: np.ndarray, num_tokens: int) -> list[Passage]:
+    """Passages spread over the ids: a start token and OPENING_TOKENS, and what follows, to its end.
+
+    They begin where documents do, or with fewer documents than openings anywhere.
+    """
+    length = OPENING_TOKENS + num_tokens
     starts = np.flatnonzero(np.r_[True, ids[:-1] == END_OF_TEXT_ID])
-    starts = starts[np.linspace(0, len(starts) - 1, min(NUM_SAMPLES, len(starts))).astype(int)]
-    return [([END_OF_TEXT_ID], ids[s : s + num_tokens].tolist()) for s in starts]
+    starts = starts[starts + length <= len(ids)]
+    if len(starts) < NUM_OPENINGS:
+        starts = np.arange(max(1, len(ids) - length + 1))
+    starts = starts[np.linspace(0, len(starts) - 1, min(NUM_OPENINGS, len(starts))).astype(int)]
+    passages = []
+    for start in starts:
+        opening, body = np.split(ids[start : start + length], [OPENING_TOKENS])
+        ends = np.flatnonzero(body == END_OF_TEXT_ID)
+        body = body[: ends[0] + 1] if len(ends) else body
+        passages.append(([END_OF_TEXT_ID, *opening.tolist()], body.tolist()))
+    return passages
 
 
-def find_reference(
-    tokenizer: GPT2Tokenizer, state: dict[str, Any]
-) -> tuple[Reference | None, list[str]]:
-    """The text that a checkpoint's model was trained on, found again, else a note why not."""
-    from corpus.corpus import (
-        read_corpus,  # brings numpy and the whole data path; only --compare needs it
-    )
-    from system.errors import DataError
-
-    lacks = "no comparison with human text, nor a search for copied passages"
-    try:
-        corpus = read_corpus({"data": "", **state["config"]}, tokenizer, share_rows=False)
-    except (DataError, KeyError, OSError) as error:
-        return None, [f"{lacks}: {error}"]
-    if corpus.text_sha256 != state.get("text_sha256"):
-        return None, [f"{lacks}: the model was not trained on {corpus.path}"]
-    return Reference(corpus.train_ids, corpus.val_ids.numpy()), []
+def wrapped(lines: Sequence[str], width: int, indent: int = 12) -> list[str]:
+    """The lines cut at words, what goes on set in."""
+    form = {"width": max(2 * indent, width), "subsequent_indent": " " * indent}
+    return [part for line in lines for part in textwrap.wrap(line, **form)]
 
 
-def side_by_side(texts: dict[str, str], *, width: int = 100) -> str:
+def side_by_side(texts: dict[str, str], *, width: int) -> str:
     """A table of names and wrapped texts."""
     margin = max(map(len, texts)) + 2
     rows = []
     for name, text in texts.items():
-        lines = textwrap.wrap(printable(text), width - margin) or [""]
+        lines = textwrap.wrap(printable(text), max(20, width - margin)) or [""]
         rows.append(f"{name:<{margin}}" + ("\n" + " " * margin).join(lines))
     return "\n\n".join(rows)
 
 
 def plot_comparison(path: Path, comparison: Comparison) -> None:
-    """Draws each statistic of each setting as a bar, that of human text as a line, into a PNG."""
-    from matplotlib.figure import Figure  # not pyplot: needs no display and keeps no global state
+    """Draws each statistic of each setting as a bar, that of human text as a line, into a PNG.
 
-    names = list(comparison.numbers)
-    figure = Figure(figsize=(12, 4), layout="constrained")
+    A picture that cannot be had is a warning: the numbers are there without it.
+    """
+    try:
+        from matplotlib.figure import Figure  # not pyplot: no display, no global state
+
+        figure = Figure(figsize=(12, 4), layout="constrained")
+        draw_panels(figure, comparison)
+        write_durably(path, lambda file: figure.savefig(file, format="png", dpi=120))
+    except (ImportError, OSError) as error:
+        warn(f"no picture of the comparison ({path}): {getattr(error, 'strerror', None) or error}")
+
+
+def draw_panels(figure: Any, comparison: Comparison) -> None:
+    """A panel for each column; the nearest settings are green, which the title says."""
+    names, numbers, nearest = list(comparison.texts), comparison.numbers, comparison.nearest
+    colors = ["C2" if name in nearest else "C0" for name in names]
     panels = figure.subplots(1, len(COLUMNS), sharey=True)
-    for axes, (column, (heading, _)) in zip(panels, COLUMNS.items(), strict=True):
-        values = [getattr(comparison.numbers[name], column) or 0 for name in names]
-        colors = ["C2" if name == comparison.recommended else "C0" for name in names]
-        axes.barh(names, values, color=colors)
-        target = getattr(comparison.human, column, None)
-        if target is not None:
-            axes.axvline(target, color="black", ls="--", label=HUMAN)
+    for axes, (column, (heading, _, _)) in zip(panels, COLUMNS.items(), strict=True):
+        axes.barh(names, [numbers[name][column] or 0 for name in names], color=colors)
         axes.set_title(heading)
+        target = numbers.get(HUMAN, {}).get(column)
+        if target is not None:
+            axes.axvline(target, color="black", ls="--")
     panels[0].invert_yaxis()
-    if comparison.human:
-        handles, labels = panels[1].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower right")
-    write_durably(path, lambda file: figure.savefig(file, format="png", dpi=120))
+    title = f"Means of {NUM_OPENINGS} continuations by each setting"
+    if nearest:
+        title += f"; dashed: {HUMAN}; green: {NEAREST}"
+    figure.suptitle(title)

@@ -1,23 +1,18 @@
 """Statistics of texts as token ids: how varied they are, and how much is copied."""
 
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left
+from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 
 BASE = np.uint64(0x9E3779B97F4A7C15)  # an odd 64-bit number; products wrap around
 
 
-def distinct_share(texts: Iterable[Sequence[int]], n: int) -> float:
-    """Different n-grams among all: distinct_share([[1, 2, 1, 2]], 2) -> 2 of 3; 1 without any."""
-    grams = [gram for text in texts for gram in ngrams(text, n)]
+def distinct_share(ids: Sequence[int], n: int) -> float:
+    """Different n-grams among all: distinct_share([1, 2, 1, 2], 2) -> 2/3; 1 without any."""
+    grams = ngrams(ids, n)
     return len(set(grams)) / len(grams) if grams else 1.0
-
-
-def repeated_share(texts: Iterable[Sequence[int]], n: int) -> float:
-    """n-grams that their own text already had, among all: repeated_share([[1, 1, 1]], 1) -> 2/3."""
-    counts = [(len(grams), len(set(grams))) for text in texts for grams in [ngrams(text, n)]]
-    total, distinct = (sum(column) for column in zip(*counts, strict=True))
-    return (total - distinct) / total if total else 0.0
 
 
 def ngrams(ids: Sequence[int], n: int) -> list[tuple[int, ...]]:
@@ -25,21 +20,27 @@ def ngrams(ids: Sequence[int], n: int) -> list[tuple[int, ...]]:
     return list(zip(*(ids[i:] for i in range(n)), strict=False))
 
 
-def longest_copy(texts: Sequence[Sequence[int]], source: np.ndarray) -> int:
-    """Tokens in the longest passage of any text that the source has word for word."""
+def longest_copies(texts: Sequence[Sequence[int]], source: np.ndarray) -> list[int]:
+    """Tokens in the longest passage of each text that the source has word for word."""
     source_sums = prefix_hashes(source)
     text_sums = [prefix_hashes(np.asarray(text, dtype=np.int64)) for text in texts]
-    shortest, longest = 0, max(map(len, texts), default=0)
-    while shortest < longest:  # what is copied has shorter parts that are copied too
-        length = (shortest + longest + 1) // 2
-        wanted = np.sort(np.concatenate([window_hashes(sums, length) for sums in text_sums]))
-        found = window_hashes(source_sums, length)
-        nearest = wanted[np.searchsorted(wanted, found).clip(max=len(wanted) - 1)]
-        if (nearest == found).any():
-            shortest = length
-        else:
-            longest = length - 1
-    return shortest
+
+    @cache
+    def found(length: int) -> np.ndarray:
+        """The hashes of all texts' windows of that length that are in the source."""
+        wanted = np.unique(np.concatenate([window_hashes(sums, length) for sums in text_sums]))
+        in_source = window_hashes(source_sums, length)
+        nearest = wanted[np.searchsorted(wanted, in_source).clip(max=len(wanted) - 1)]
+        return np.unique(nearest[nearest == in_source])
+
+    def is_new(length: int, sums: np.ndarray) -> bool:
+        return not np.isin(window_hashes(sums, length), found(length)).any()
+
+    # what is copied has shorter parts that are copied too, so the lengths that are new come last
+    return [
+        bisect_left(range(1, len(sums)), True, key=lambda length, sums=sums: is_new(length, sums))
+        for sums in text_sums
+    ]
 
 
 def prefix_hashes(ids: np.ndarray) -> np.ndarray:

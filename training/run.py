@@ -18,6 +18,7 @@ from corpus.vocabulary import Vocabulary
 from data import Batches
 from generation.generator import TextGenerator
 from generation.row import printable
+from generation.settings import SAMPLE
 from model import model_size
 from reports.history import Evaluation, History, Progress
 from reports.plot import plot_history
@@ -33,7 +34,7 @@ from training.optim import build_optimizer, clip_gradients
 from training.schedule import learning_rate_at, set_learning_rate
 
 PLOT_NAME = "training_losses.png"
-SAMPLING = {"temperature": 0.8, "top_k": 50, "seed": 0}  # samples differ by the model alone
+SAMPLING = {**SAMPLE, "seed": 0}  # samples differ by the model alone
 
 
 def placed_batch(

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -316,3 +317,36 @@ def test_ctrl_c_outside_the_loop_is_exit_130_without_traceback(model_path):
     assert process.returncode == 130
     assert errors.startswith(b"stopped:")
     assert b"Traceback" not in errors
+
+
+# ---------------------------------------------------------------- the comparison
+
+
+def test_settings_are_compared_with_the_text_that_the_model_was_trained_on(
+    trained, tmp_path, monkeypatch, command
+):
+    folder = shutil.copytree(trained.folder, tmp_path / "copy")
+    (folder / "sampling_comparison.png").unlink()
+    monkeypatch.chdir(folder)
+    path = folder / checkpoint.FINAL_NAME
+    options = ["--compare", "--prompt=Once upon", "--max-new-tokens=8", "--seed=1"]
+    code, text, notes = command(f"--checkpoint={path}", *options)
+    assert code == 0, notes
+    assert "nearest to the held-out text: " in text
+    assert (folder / "sampling_comparison.png").exists()
+    assert "nearest to the held-out text: " in trained.stdout
+    code, text, _ = command(f"--checkpoint={path}", *options, "--json")
+    [line] = text.splitlines()
+    assert json.loads(line, parse_constant=pytest.fail)["human"]["log_probability"] < 0
+
+
+def test_without_the_text_and_room_for_a_picture_the_comparison_says_what_it_lacks(
+    command, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sampling_comparison.png").mkdir()  # root, too, cannot write a file there
+    code, text, notes = command("--compare", "--prompt=One", *PLAIN)
+    assert code == 0
+    assert "nearest" not in text
+    assert "no comparison with human text" in notes
+    assert "warning: no picture of the comparison (sampling_comparison.png)" in notes
