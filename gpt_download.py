@@ -4,21 +4,26 @@ The files come from OpenAI, or else from a mirror: the environment variable GPT2
 that has `<size>/<file>`. Files put into `gpt2/<size>/` by hand are as good, after the same checks.
 """
 
-import fcntl
-import importlib.util
 import os
+import sys
 import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
+from model import build_transformer
 from system.errors import ContentError, DownloadError
 from system.fetch import RemoteFile, fault_of, fetch
+from system.files import as_path, exclusive
+from system.process import warn
+from weights import architecture_from, gpt2_weights, listed, nested
 
 BASE_URL = "https://openaipublic.blob.core.windows.net/gpt-2/models"
 MIRROR_VARIABLE = "GPT2_MIRROR"
-NO_TENSORFLOW = "reading OpenAI's checkpoints needs tensorflow ({}): pip install tensorflow"
+NO_TENSORFLOW_FROM = (3, 14)  # the first Python that it has no wheel for
 
 DATA, INDEX, META = "model.ckpt.data-00000-of-00001", "model.ckpt.index", "model.ckpt.meta"
 FILE_NAMES = ("checkpoint", "encoder.json", "hparams.json", INDEX, META, "vocab.bpe", DATA)
@@ -71,14 +76,13 @@ def download_and_load_gpt2(
     model_size: str = "124M", models_dir: str | Path = "gpt2"
 ) -> tuple[dict[str, int], dict[str, Any]]:
     """(settings, params) of an official model, fetched into `models_dir` where it is not there."""
-    _require_tensorflow()  # before gigabytes come that only it can read
+    import_tensorflow()  # before gigabytes come that only it can read
     prefix = download_gpt2(model_size, models_dir) / "model.ckpt"
     settings = dict(MODELS[model_size].settings)
-    import_tensorflow()  # if that fails, the files are not to blame
     try:
         return settings, load_gpt2_params_from_tf_ckpt(prefix, settings)
     except (DownloadError, ContentError) as error:  # right in size, rotten inside
-        warnings.warn(f"fetching {model_size} again: {error}", stacklevel=2)
+        warn(f"fetching {model_size} again: {error}")
     download_gpt2(model_size, models_dir, again=(INDEX, DATA))
     return settings, load_gpt2_params_from_tf_ckpt(prefix, settings)
 
@@ -93,12 +97,11 @@ def download_gpt2(
     if model_size not in MODELS:
         raise ValueError(f"no such GPT-2 model ({model_size!r}): choose from {', '.join(MODELS)}")
     files = MODELS[model_size].files
-    folder = Path(models_dir).absolute() / model_size
+    folder = as_path(models_dir).absolute() / model_size
     if not again and all(fault_of(folder / name, files[name]) is None for name in files):
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # a second process waits here, and finds the files
+    with exclusive(folder / ".lock"):  # a second process waits here, and finds the files
         wanted = [name for name in files if name in again or fault_of(folder / name, files[name])]
         for position, name in enumerate(wanted):
             urls = [f"{source}/{model_size}/{name}" for source in _sources()]
@@ -125,77 +128,58 @@ def load_gpt2_params_from_tf_ckpt(
 
     One variable at a time, the largest first: the peak is little more than the weights.
     """
-    if Path(ckpt_path).is_dir():  # where TensorFlow would follow the file `checkpoint` anywhere
-        raise ContentError(
-            f"a folder ({ckpt_path}): give its checkpoint's prefix, as in model.ckpt"
-        )
+    path = as_path(ckpt_path)
+    if path.is_dir():  # where TensorFlow would follow the file `checkpoint` anywhere
+        raise ContentError(f"a folder ({path}): give its checkpoint's prefix, as in model.ckpt")
     tf = import_tensorflow()
-    params: dict[str, Any] = {"blocks": [{} for _ in range(settings["n_layer"])]}
     try:
-        reader = tf.train.load_checkpoint(str(ckpt_path))
+        reader = tf.train.load_checkpoint(str(path))
         _check_variables(reader, settings)
-        for name in variable_shapes(settings):
-            _place(params, name, reader.get_tensor(name))
+        arrays = {name: reader.get_tensor(_variable(name)) for name in _shapes(settings)}
     except tf.errors.OpError as error:
         raise DownloadError(
-            f"not a whole TensorFlow checkpoint ({ckpt_path}: {error.message}): fetch it again"
+            f"not a whole TensorFlow checkpoint ({path}: {error.message}): fetch it again"
         ) from error
-    return params
+    return nested({name: a[0] if name.endswith(".w") else a for name, a in arrays.items()})
 
 
 def variable_shapes(settings: dict[str, int]) -> dict[str, tuple[int, ...]]:
-    """Every variable of an official checkpoint and its shape; C channels."""
-    C = settings["n_embd"]
-    shapes = {
-        "model/wte": (settings["n_vocab"], C),
-        "model/wpe": (settings["n_ctx"], C),
-        "model/ln_f/g": (C,),
-        "model/ln_f/b": (C,),
+    """Every variable of an official checkpoint and its shape; matrices are (1, in, out)."""
+    return {
+        _variable(name): (1, *shape) if name.endswith(".w") else shape
+        for name, shape in _shapes(settings).items()
     }
-    linears = {
-        "attn/c_attn": (C, 3 * C),
-        "attn/c_proj": (C, C),
-        "mlp/c_fc": (C, 4 * C),
-        "mlp/c_proj": (4 * C, C),
-    }
-    for i in range(settings["n_layer"]):
-        for name in ("ln_1", "ln_2"):
-            shapes |= {f"model/h{i}/{name}/g": (C,), f"model/h{i}/{name}/b": (C,)}
-        for name, (fan_in, fan_out) in linears.items():
-            shapes[f"model/h{i}/{name}/w"] = (1, fan_in, fan_out)
-            shapes[f"model/h{i}/{name}/b"] = (fan_out,)
-    return shapes
+
+
+def _shapes(settings: dict[str, int]) -> dict[str, tuple[int, ...]]:
+    """The params of a model of that size and their shapes, by path."""
+    sizes = architecture_from(settings)
+    with torch.device("meta"):
+        model = build_transformer(settings["n_vocab"], sizes.pop("seq_len"), **sizes)
+    return {row.gpt2: tuple(weight.shape) for row, weight in gpt2_weights(model).items()}
+
+
+def _variable(name: str) -> str:
+    """OpenAI's name of one of the params: blocks.3.ln_1.g -> model/h3/ln_1/g."""
+    place = "model/ln_f/" if name in ("g", "b") else "model/"
+    return place + name.replace("blocks.", "h").replace(".", "/")
 
 
 def _check_variables(reader: Any, settings: dict[str, int]) -> None:
     """ContentError with every variable that is missing, unknown, or of another shape or type."""
-    dtypes = reader.get_variable_to_dtype_map()
-    shapes = reader.get_variable_to_shape_map()
-    stored = {name: (dtypes[name].name, *shape) for name, shape in shapes.items()}
-    expected = {name: ("float32", *shape) for name, shape in variable_shapes(settings).items()}
-    problems = [f"{name} is missing" for name in sorted(expected.keys() - stored.keys())]
-    problems += [f"{name} is unknown" for name in sorted(stored.keys() - expected.keys())]
-    problems += [
-        f"{name} is {stored[name]} instead of {expected[name]}"
-        for name in sorted(expected.keys() & stored.keys())
-        if stored[name] != expected[name]
+    dtypes, expected = reader.get_variable_to_dtype_map(), variable_shapes(settings)
+    stored = {
+        name: (dtypes[name].name, *shape)
+        for name, shape in reader.get_variable_to_shape_map().items()
+    }
+    wanted = {name: ("float32", *shape) for name, shape in expected.items()}
+    problems = [
+        f"{name} is {stored.get(name)}, not {wanted.get(name)}"
+        for name in sorted(stored.keys() | wanted.keys())
+        if stored.get(name) != wanted.get(name)
     ]
     if problems:
-        raise ContentError(f"not the GPT-2 of {settings}: {'; '.join(problems)}")
-
-
-def _place(params: dict[str, Any], name: str, array: Any) -> None:
-    """Puts a variable where the params have it: model/h3/ln_1/g -> blocks[3]["ln_1"]["g"]."""
-    *folders, leaf = name.removeprefix("model/").removeprefix("ln_f/").split("/")
-    node = params["blocks"][int(folders.pop(0)[1:])] if folders else params
-    for folder in folders:
-        node = node.setdefault(folder, {})
-    node[leaf] = array[0] if leaf == "w" else array  # (1, in, out), for a convolution
-
-
-def _require_tensorflow() -> None:
-    if importlib.util.find_spec("tensorflow") is None:
-        raise DownloadError(NO_TENSORFLOW.format("not installed"))
+        raise ContentError(f"not the GPT-2 of {settings}: {listed(problems)}")
 
 
 def import_tensorflow() -> Any:
@@ -204,16 +188,25 @@ def import_tensorflow() -> Any:
         with _silence():
             import tensorflow
     except ImportError as error:
-        raise DownloadError(NO_TENSORFLOW.format(error)) from error
+        has_wheel = sys.version_info < NO_TENSORFLOW_FROM
+        way = "pip install tensorflow" if has_wheel else "it needs a Python below 3.14"
+        raise DownloadError(
+            f"reading OpenAI's checkpoints needs tensorflow ({error}): {way}, or fine-tune the "
+            "same model from a Hugging Face folder with --weights_path"
+        ) from error
     return tensorflow
 
 
 @contextmanager
 def _silence() -> Iterator[None]:
     """Keeps what is said meanwhile off stderr, C++ included, and changes no setting for it."""
-    stderr = os.dup(2)
-    with open(os.devnull, "w") as null, warnings.catch_warnings():
+    with warnings.catch_warnings(), open(os.devnull, "w") as null:
         warnings.simplefilter("ignore")
+        try:
+            stderr = os.dup(2)
+        except OSError:  # it is closed
+            yield
+            return
         os.dup2(null.fileno(), 2)
         try:
             yield

@@ -19,7 +19,7 @@ from model import Transformer
 from system.errors import WeightsError
 from system.files import as_path, whole_folder
 from tokenizer import END_OF_TEXT, END_OF_TEXT_ID
-from weights import check_names, huggingface_weights, listed, name_rows, nested
+from weights import check_names, huggingface_weights, name_rows, nested
 
 SAME = {  # what config.json must say, where it says anything, for the mathematics to be GPT-2's
     "model_type": "gpt2",
@@ -31,8 +31,7 @@ SAME = {  # what config.json must say, where it says anything, for the mathemati
 }
 SAME_GELU = ("gelu_accurate", "gelu_fast", "gelu_python_tanh", "gelu_pytorch_tanh")  # as gelu_new
 FLOATS = ("F64", "F32", "F16", "BF16")
-MASK_NAME = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # in older files, not a weight
-INDEX_NAME = "model.safetensors.index.json"
+MASK_NAME = re.compile(r".*\.attn\.(bias|masked_bias)")  # in older files, not a weight
 PYTORCH = (
     "a PyTorch file",
     "one of this project goes on with --resume, or is made readable by export.py --to hf; "
@@ -84,61 +83,37 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, int], dict[str, Any]]:
 
 
 def weight_files(path: Path) -> list[Path]:
-    """The .safetensors files of a folder, or the one that `path` is."""
+    """What holds the weights of a folder, by its index if it has one; or the file `path` itself."""
+    index = path / "model.safetensors.index.json"
     if not path.is_dir():
-        if not path.exists():
-            raise WeightsError(f"no such file or folder ({path}): check weights_path")
         return [path]
-    if (path / "model.safetensors").exists():
-        return [path / "model.safetensors"]
-    files = sorted(path.glob("*.safetensors"))
-    if (path / INDEX_NAME).exists():
-        names = {str(name) for name in read_json(path / INDEX_NAME).get("weight_map", {}).values()}
-        missing = sorted(names - {file.name for file in files})
-        if missing:
-            raise WeightsError(f"files are missing ({path}: {listed(missing)}): copy them too")
-        files = [file for file in files if file.name in names]
-    if not files:
-        others = sorted(path.glob("*.bin")) + sorted(path.glob("*.pt"))
-        raise (
-            misread(others[0])
-            if others
-            else WeightsError(f"no .safetensors file ({path}): give one, or the folder that has it")
-        )
-    return files
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """What the file says; WeightsError unless it is a dict in JSON."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))  # editors put a mark in front
-        if not isinstance(content, dict):
-            raise ValueError(f"it holds a {type(content).__name__}")
-    except (ValueError, RecursionError) as error:
-        raise WeightsError(f"not a config ({path}: {error}): copy it again") from error
-    return content
+    if index.exists():
+        text = index.read_text(encoding="utf-8", errors="replace")
+        return [path / name for name in sorted({*re.findall(r'"([^"/\\]+\.safetensors)"', text)})]
+    for pattern in ("model.safetensors", "*.safetensors", "*.bin", "*.pt"):
+        if files := sorted(path.glob(pattern)):
+            return files
+    raise WeightsError(f"no .safetensors file ({path}): give one, or the folder that has it")
 
 
 def read_config(path: Path) -> dict[str, Any]:
     """config.json, or {} where there is none; WeightsError if it is not of a GPT-2."""
-    config = read_json(path) if path.exists() else {}
+    if not path.exists():
+        return {}
+    try:
+        config = json.loads(path.read_text(encoding="utf-8-sig"))  # editors put a mark in front
+        if not isinstance(config, dict):
+            raise ValueError(f"it holds a {type(config).__name__}")
+        if type(config.get("n_head", 1)) is not int:
+            raise ValueError(f"n_head is {config['n_head']!r}")
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f"not a config ({path}: {error}): copy it again") from error
     if config.get("activation_function") in SAME_GELU:
         config["activation_function"] = SAME["activation_function"]
     others = [f"{key}={config[key]!r}" for key in SAME if config.get(key, SAME[key]) != SAME[key]]
     if others:
         raise WeightsError(f"not GPT-2's mathematics ({path}: {', '.join(others)})")
-    if type(config.get("n_head", 1)) is not int:
-        raise WeightsError(f"not a config ({path}: n_head is {config['n_head']!r}): copy it again")
     return config
-
-
-def misread(path: Path, cause: object = "unreadable") -> WeightsError:
-    """The error for a file that is not a safetensors file: it says what it is instead."""
-    with path.open("rb") as file:
-        start = file.read(24)
-    kinds = [kind for magic, kind in KINDS.items() if start.startswith(magic)]
-    kind, advice = kinds[0] if kinds else (cause if start else "empty", "copy it again")
-    return WeightsError(f"not a safetensors file ({path} is {kind}): {advice}")
 
 
 @dataclass(frozen=True)
@@ -173,32 +148,40 @@ class StoredTensor:
 
 
 def stored_tensors(files: list[Path]) -> dict[str, StoredTensor]:
-    """The tensors of the files by their names without the prefix `transformer.`."""
+    """The weights in the files by their names without the prefix `transformer.`."""
     found: dict[str, StoredTensor] = {}
     for tensor in (tensor for file in files for tensor in tensors_in(file)):
-        short_name = tensor.name.removeprefix("transformer.")
-        if short_name in found:
-            others = f"{found[short_name].path} and {tensor.path}"
-            raise WeightsError(f"two files have {short_name} ({others}): name one of them")
-        if not MASK_NAME.fullmatch(short_name):
-            found[short_name] = tensor
+        name = tensor.name.removeprefix("transformer.")
+        if name in found:
+            both = f"{found[name].path}, {tensor.path}"
+            raise WeightsError(f"two files have {name} ({both}): name one of them")
+        found[name] = tensor
     return found
 
 
 def tensors_in(path: Path) -> Iterator[StoredTensor]:
+    """The weights in a file; WeightsError says what another file is."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as opened:
-            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
-            types = {name: part.get_dtype() for name, part in slices.items()}
-            shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+            parts = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise WeightsError(f"no such file ({path}): copy it there, or name another") from error
     except SafetensorError as error:
-        raise misread(path, error) from error
-    packed = [f"{name} is {kind}" for name, kind in types.items() if kind not in FLOATS]
-    if packed:
-        raise WeightsError(f"quantized ({path}: {listed(packed)}): give the float weights")
-    yield from (StoredTensor(path, name, shape) for name, shape in shapes.items())
+        with path.open("rb") as file:
+            start = file.read(24)
+        kinds = [kind for magic, kind in KINDS.items() if start.startswith(magic)]
+        kind, advice = kinds[0] if kinds else (error if start else "empty", "copy it again")
+        raise WeightsError(f"not a safetensors file ({path} is {kind}): {advice}") from error
+    for name, part in parts.items():
+        if MASK_NAME.fullmatch(name):
+            continue
+        if part.get_dtype() not in FLOATS:
+            raise WeightsError(
+                f"quantized ({path}: {name} is {part.get_dtype()}): give the float weights"
+            )
+        yield StoredTensor(path, name, tuple(part.get_shape()))
 
 
 # ---------------------------------------------------------------- writing

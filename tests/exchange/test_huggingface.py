@@ -120,7 +120,7 @@ def test_one_function_has_five_names(folder):
 
 
 def test_a_tied_head_may_stand_alone_or_beside_the_table(folder, published):
-    masks = {"transformer.h.0.attn.bias": torch.ones(1, 1, 7, 7)}  # in older files
+    masks = {"transformer.h.0.attn.bias": torch.ones(7, 7).bool()}  # in older files
     rewrite(
         folder / FILE,
         lambda tensors: tensors | masks | {"lm_head.weight": tensors[TABLE].clone()},
@@ -148,7 +148,7 @@ def test_pieces_are_read_by_their_index_or_all(folder, published):
     (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": places}))
     assert_same(folder, published)
     (folder / "model-1.safetensors").unlink()
-    with pytest.raises(WeightsError, match=r"files are missing \(.*: model-1.safetensors\)"):
+    with pytest.raises(WeightsError, match=r"no such file \(.*model-1.safetensors\): copy"):
         read_safetensors(folder)
 
 
@@ -261,7 +261,7 @@ def test_our_own_checkpoint_a_lone_bin_and_a_cut_file_are_told_apart(folder):
     path.unlink()
     with pytest.raises(WeightsError, match=r"no \.safetensors file .*: give one"):
         read_safetensors(folder)
-    with pytest.raises(WeightsError, match="no such file or folder"):
+    with pytest.raises(WeightsError, match="no such file"):
         read_safetensors(path)
     checkpoint.save(folder / "final_trained_model.pt", tiny_state())
     torch.save({"wte.weight": torch.ones(2)}, folder / "pytorch_model.bin")
