@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from tiny_run import prepare
 
 import generate
@@ -44,7 +45,17 @@ def pytest_configure() -> None:
     """Makes this process and those it starts the same wherever the tests run.
 
     One thread, for the tests run two at a time; and signals that a shell's `&` or `nohup` ignores.
+    Property tests try the same examples each time, and keep no files.
     """
+    settings.register_profile(
+        "same",
+        max_examples=100,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=[HealthCheck.function_scoped_fixture],
+    )
+    settings.load_profile("same")
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
