@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import tiktoken
 from tiktoken_ext.openai_public import r50k_pat_str
 
@@ -35,14 +36,25 @@ class GPT2Tokenizer:
     def encode(
         self, text: str, allowed_special: AbstractSet[str] | Literal["all"] = frozenset()
     ) -> list[int]:
-        """Ids of the text; special tokens count as plain text unless named in `allowed_special`."""
-        pieces = [text] if len(text) < MANY_SPACES else cut_long_spaces(text, bool(allowed_special))
-        ids: list[int] = []
-        for piece in pieces:
-            ids += self.encoding.encode(
-                piece, allowed_special=allowed_special, disallowed_special=()
-            )
-        return ids
+        """Ids of the text; special tokens count as plain text unless named in `allowed_special`.
+
+        Half a surrogate pair, which no file can hold, counts as U+FFFD.
+        """
+        return self.encode_to_numpy(text, allowed_special).tolist()
+
+    def encode_to_numpy(
+        self, text: str, allowed_special: AbstractSet[str] | Literal["all"] = frozenset()
+    ) -> np.ndarray:
+        """The same ids as an array, (N,) uint32."""
+        is_long = len(text) >= MANY_SPACES
+        pieces = cut_long_spaces(text, bool(allowed_special)) if is_long else [text]
+        special = {"allowed_special": allowed_special, "disallowed_special": ()}
+        try:
+            ids = [self.encoding.encode_to_numpy(piece, **special) for piece in pieces]
+        except UnicodeEncodeError:
+            whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            return self.encode_to_numpy(whole, allowed_special)
+        return np.concatenate(ids) if is_long else ids[0]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the ids; bytes that are not UTF-8 become U+FFFD."""
