@@ -1,7 +1,10 @@
 """The tokens of a text, kept on disk and mapped from there."""
 
 import hashlib
+import os
+import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -11,11 +14,16 @@ import numpy as np
 from corpus.text import BLOCK_BYTES, TextReader
 from system.errors import DataError
 from system.files import exclusive, sweep_parts, write_durably
+from system.process import note
 from tokenizer import END_OF_TEXT, TABLE_SHA256, GPT2Tokenizer
 
 CACHE_FOLDER_NAME = ".tokens"
-CACHE_VERSION = 1
+LOCK_NAME = "lock"
+CACHE_NAME = re.compile(r"[0-9a-f]{32}\.bin")
+CACHE_VERSION = 2
+COUNT_BYTES = 8
 DIGEST_BYTES = hashlib.sha256().digest_size
+NUM_KEPT = 3
 
 
 @dataclass(frozen=True)
@@ -24,7 +32,7 @@ class Tokens:
 
     ids: np.ndarray  # (N,) uint16, read-only
     text_sha256: str
-    num_replaced: int = 0  # invalid sequences read as U+FFFD while tokenizing
+    num_replaced: int  # invalid sequences read as U+FFFD while tokenizing
 
 
 def load_tokens(
@@ -44,12 +52,13 @@ def load_tokens(
     name = hashlib.sha256(recipe.encode()).hexdigest()[:32] + ".bin"
     cache_paths = [parent / CACHE_FOLDER_NAME / name for parent in cache_parents]
     for cache_path in cache_paths:
-        ids = read_cache(cache_path)
-        if ids is not None:
-            return Tokens(ids, text_sha256)
+        tokens = read_cache(cache_path, text_sha256)
+        if tokens is not None:
+            with suppress(OSError):  # of a folder that cannot be written
+                os.utime(cache_path)  # used now: `remove_old_caches` keeps it
+            return tokens
     reader = TextReader(text_path, replace_invalid=replace_invalid)
-    ids = build_cache(cache_paths, reader, tokenizer, text_sha256)
-    return Tokens(ids, text_sha256, reader.num_replaced)
+    return build_cache(cache_paths, reader, tokenizer, text_sha256)
 
 
 def file_sha256(path: Path) -> str:
@@ -63,8 +72,8 @@ def file_sha256(path: Path) -> str:
 
 def build_cache(
     cache_paths: Sequence[Path], reader: TextReader, tokenizer: GPT2Tokenizer, text_sha256: str
-) -> np.ndarray:
-    """The reader's ids, written to the first of the paths that can be written."""
+) -> Tokens:
+    """The reader's tokens, written to the first of the paths that can be written."""
     for cache_path in cache_paths[:-1]:
         try:
             return _build_cache_at(cache_path, reader, tokenizer, text_sha256)
@@ -75,21 +84,39 @@ def build_cache(
 
 def _build_cache_at(
     cache_path: Path, reader: TextReader, tokenizer: GPT2Tokenizer, text_sha256: str
-) -> np.ndarray:
-    cache_path.parent.mkdir(exist_ok=True)
-    with exclusive(cache_path.with_suffix(".lock")):
-        ids = read_cache(cache_path)  # another process may have built it while we waited
-        if ids is None:
-            sweep_parts(cache_path.parent)
+) -> Tokens:
+    folder = cache_path.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    with exclusive(folder / LOCK_NAME):
+        tokens = read_cache(cache_path, text_sha256)  # built by another process while we waited?
+        if tokens is None:
+            sweep_parts(folder)
             write_durably(
                 cache_path,
                 lambda file: write_ids(file, reader, tokenizer),
                 verify=lambda _: check_unchanged(reader.path, text_sha256),
             )
-            ids = read_cache(cache_path)
-    if ids is None:
+            tokens = read_cache(cache_path, text_sha256)
+            remove_old_caches(folder)
+    if tokens is None:
         raise DataError(f"the token cache changed while written ({cache_path}): start again")
-    return ids
+    return tokens
+
+
+def remove_old_caches(folder: Path) -> None:
+    """Removes all but the NUM_KEPT caches that were used last, and says so.
+
+    A file counts as a cache, of this version or an earlier one, if name and digest are right.
+    """
+    paths = [path for path in folder.iterdir() if CACHE_NAME.fullmatch(path.name)]
+    paths.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    for path in paths[NUM_KEPT:]:
+        num_bytes = path.stat().st_size
+        if read_sealed(path) is None:
+            continue
+        with suppress(OSError):  # Windows removes no file that is in use
+            path.unlink()
+            note(f"removed the tokens of an earlier text ({path}, {num_bytes / 1e6:.1f} MB)")
 
 
 def check_unchanged(text_path: Path, text_sha256: str) -> None:
@@ -99,32 +126,37 @@ def check_unchanged(text_path: Path, text_sha256: str) -> None:
 
 
 def write_ids(file: BinaryIO, reader: TextReader, tokenizer: GPT2Tokenizer) -> None:
-    """Writes the cache format: the ids as little-endian uint16, then their SHA-256 (32 bytes)."""
+    """Writes the cache format: the ids as little-endian uint16, then how many sequences were
+    replaced (8 bytes), then the SHA-256 of all that (32 bytes).
+    """
     digest = hashlib.sha256()
     is_blank = True
     for piece in reader.pieces():
         is_blank = is_blank and piece.isspace()
-        ids = tokenizer.encoding.encode_to_numpy(
-            piece, allowed_special={END_OF_TEXT}, disallowed_special=()
-        )
-        block = ids.astype("<u2").tobytes()
+        block = tokenizer.encode_to_numpy(piece, {END_OF_TEXT}).astype("<u2").tobytes()
         digest.update(block)
         file.write(block)
     if is_blank:
         raise DataError(f"the text is empty or blank ({reader.path}): put some stories in it")
-    file.write(digest.digest())
+    count = reader.num_replaced.to_bytes(COUNT_BYTES, "little")
+    digest.update(count)
+    file.write(count + digest.digest())
 
 
-def read_cache(cache_path: Path) -> np.ndarray | None:
-    """The ids of a cache file, mapped; None where it is missing, torn or damaged."""
-    try:
-        num_bytes = cache_path.stat().st_size - DIGEST_BYTES
-        if num_bytes <= 0 or num_bytes % 2:
-            return None
-        with cache_path.open("rb") as file:
-            file.seek(num_bytes)
-            expected = file.read()
-        ids = np.memmap(cache_path, dtype="<u2", mode="r", shape=(num_bytes // 2,))
-    except OSError:
+def read_cache(cache_path: Path, text_sha256: str) -> Tokens | None:
+    """The tokens of a cache file, mapped; None where it is missing, torn or damaged."""
+    content = read_sealed(cache_path)
+    if content is None:
         return None
-    return ids if hashlib.sha256(ids).digest() == expected else None
+    num_replaced = int.from_bytes(content[-COUNT_BYTES:].tobytes(), "little")
+    return Tokens(content[:-COUNT_BYTES].view("<u2"), text_sha256, num_replaced)
+
+
+def read_sealed(path: Path) -> np.ndarray | None:
+    """What comes before the digest that a file ends with, mapped; None if the digest is wrong."""
+    try:
+        raw = np.memmap(path, dtype=np.uint8, mode="r")
+    except (OSError, ValueError):  # ValueError: empty
+        return None
+    content, digest = raw[:-DIGEST_BYTES], raw[-DIGEST_BYTES:]
+    return content if hashlib.sha256(content).digest() == digest.tobytes() else None
