@@ -1,6 +1,8 @@
 """From tokens to numbered batches: the token cache on disk, the split, windows, batch number i."""
 
-from functools import lru_cache
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,24 +38,36 @@ def split_at_document(
 
 
 class GPTDatasetV1(Dataset):
-    """Windows of a text or of an array of ids: item i is (inputs, targets), int64 (max_length,).
+    """Windows of a text or of its ids: item i is (inputs, targets), int64 (max_length,).
 
     Window i starts at token `range(0, len(ids) - max_length, stride)[i]`; the targets are the
-    inputs one token later. The windows are views: nothing is copied before a batch is made.
+    inputs one token later. A text needs a tokenizer with tiktoken's `encode`, of any vocabulary;
+    ids come as an array, a tensor or a list, and an array is not copied.
     """
 
     def __init__(
-        self, txt: str | np.ndarray, tokenizer: GPT2Tokenizer | None, max_length: int, stride: int
+        self,
+        txt: str | np.ndarray | Tensor | Sequence[int],
+        tokenizer: GPT2Tokenizer | None,
+        max_length: int,
+        stride: int,
     ) -> None:
-        ids = txt
-        if isinstance(txt, str):
-            ids = np.array(tokenizer.encode(txt, allowed_special={END_OF_TEXT}), dtype=np.uint16)
-        if len(ids) <= max_length:
+        self.ids = ids_of_text(txt, tokenizer) if isinstance(txt, str) else as_ids(txt)
+        self.max_length, self.stride = max_length, stride
+        if len(self.ids) <= max_length:
             raise DataError(
-                f"the text is too short ({len(ids)} tokens): max_length={max_length} needs "
+                f"the text is too short ({len(self.ids)} tokens): max_length={max_length} needs "
                 f"{max_length + 1}; add text or lower max_length"
             )
-        self.windows = sliding_window_view(np.asarray(ids), max_length + 1)[::stride]
+
+    @cached_property
+    def windows(self) -> np.ndarray:
+        """Views of the ids, (N, max_length + 1): nothing is copied before a batch is made."""
+        return sliding_window_view(self.ids, self.max_length + 1)[:: self.stride]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What travels to a worker of a DataLoader: the ids, not each window written out."""
+        return {name: value for name, value in vars(self).items() if name != "windows"}
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -67,8 +81,23 @@ class GPTDatasetV1(Dataset):
         return window[..., :-1], window[..., 1:]
 
 
+def ids_of_text(text: str, tokenizer: GPT2Tokenizer) -> np.ndarray:
+    """The text's ids, (N,), in the smaller of uint16 and uint32 that holds them."""
+    ids = tokenizer.encode(text, allowed_special={END_OF_TEXT})
+    return np.array(ids, dtype=np.uint16 if max(ids, default=0) < 1 << 16 else np.uint32)
+
+
+def as_ids(ids: np.ndarray | Tensor | Sequence[int]) -> np.ndarray:
+    """The ids as an array of integers, (N,)."""
+    array = ids.numpy(force=True) if isinstance(ids, Tensor) else np.asarray(ids)
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        kind = f"{array.dtype} of shape {array.shape}"
+        raise DataError(f"txt is neither a text nor ids ({kind}): give a string or a row of ids")
+    return array
+
+
 def create_dataloader_v1(
-    txt: str | np.ndarray,
+    txt: str | np.ndarray | Tensor | Sequence[int],
     batch_size: int = 4,
     max_length: int = 256,
     stride: int = 128,
@@ -78,6 +107,11 @@ def create_dataloader_v1(
 ) -> DataLoader:
     """A torch DataLoader over the text's windows, shuffled by torch's global generator."""
     dataset = GPTDatasetV1(txt, GPT2Tokenizer(), max_length, stride)
+    if drop_last and len(dataset) < batch_size:
+        raise DataError(
+            f"no whole batch ({len(dataset)} windows, batch_size={batch_size}, drop_last=True): "
+            "lower batch_size, max_length or stride, add text, or set drop_last=False"
+        )
     return DataLoader(
         dataset,
         batch_size=batch_size,

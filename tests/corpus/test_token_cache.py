@@ -16,6 +16,7 @@ import pytest
 from corpus import text, token_cache
 from corpus.token_cache import NUM_KEPT, load_tokens, write_ids
 from system.errors import DataError
+from system.files import part_path_of
 from tokenizer import END_OF_TEXT
 
 STORIES = f"Tom saw a dog. \U0001f600\n{END_OF_TEXT}\nLily ran home.\n" * 7
@@ -132,6 +133,16 @@ def test_damaged_cache_is_built_again(load, damage):
 
 
 # how many stay
+
+
+def test_part_left_by_a_killed_process_is_swept_when_the_cache_is_built(load):
+    Path(".tokens").mkdir()
+    ours = part_path_of(Path(".tokens/old.bin"))
+    dead_process_id = 2**31 - 1  # more than any system gives out
+    part = ours.with_name(ours.name.replace(f".{os.getpid()}.", f".{dead_process_id}."))
+    part.touch()
+    load()
+    assert not part.exists()
 
 
 def test_only_the_caches_used_last_stay_and_a_removal_is_said(load, capfd):
