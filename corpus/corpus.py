@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from corpus.text import TEXT_NAMES, chosen_text
+from corpus.text import chosen_text, why_chosen
 from corpus.token_cache import load_tokens
 from corpus.vocabulary import Vocabulary
 from data import Batches, GPTDatasetV1, split_at_document
+from system.files import as_path
 from tokenizer import END_OF_TEXT_ID, GPT2Tokenizer
 
 
@@ -20,6 +21,7 @@ class Corpus:
     """The parts of a text that a run needs; ids are GPT-2's."""
 
     path: Path
+    why: str  # this one
     text_sha256: str
     num_replaced: int  # invalid byte sequences read as U+FFFD
     num_train_tokens: int
@@ -31,7 +33,7 @@ class Corpus:
 
     def __str__(self) -> str:
         lines = [
-            f"text      {self.path}, the first found of {', '.join(TEXT_NAMES)}",
+            f"text      {self.path}, {self.why}",
             f"          {self.num_train_tokens:,} tokens to train on, "
             f"{len(self.val_ids):,} to validate on",
         ]
@@ -54,7 +56,7 @@ def read_corpus(config: dict[str, Any], tokenizer: GPT2Tokenizer, *, share_rows:
     text = load_tokens(
         path,
         tokenizer,
-        cache_parents=[path.parent, Path(config["output_dir"])],
+        cache_parents=[path.parent, as_path(config["output_dir"])],
         replace_invalid=config["replace_invalid_utf8"],
     )
     seq_len = config["seq_len"]
@@ -62,6 +64,7 @@ def read_corpus(config: dict[str, Any], tokenizer: GPT2Tokenizer, *, share_rows:
     val_ids = val_ids[: config["eval_tokens"]].astype(np.int64)
     return Corpus(
         path=path,
+        why=why_chosen(path, config["data"]),
         text_sha256=text.text_sha256,
         num_replaced=text.num_replaced,
         num_train_tokens=len(train_ids),

@@ -47,23 +47,43 @@ BINARY_SIGNATURES = {
 SIGNATURE_BYTES = max(map(len, BINARY_SIGNATURES))
 
 
-def chosen_text(named: str) -> Path:
-    """The text that `config["data"]` names, by default the first that lies beside train.py."""
-    return as_path(named) if named else find_text_file(PROJECT)
-
-
-def find_text_file(folder: Path) -> Path:
-    """The first of TinyStories.txt, data.txt and example.txt that is in the folder."""
-    found = [folder / name for name in TEXT_NAMES if os.path.lexists(folder / name)]
-    if not found:
-        names = " or ".join(TEXT_NAMES)
-        raise DataError(f"no text to train on ({folder.resolve()}): put {names} there")
-    path = found[0]
-    if not path.is_file():
+def chosen_text(named: str | Path) -> Path:
+    """The text that `config["data"]` names; for "" the first of TEXT_NAMES beside train.py."""
+    wanted = [as_path(named)] if named else [PROJECT / name for name in TEXT_NAMES]
+    path = next(filter(os.path.lexists, wanted), None)
+    if path is None and named:
+        raise DataError(f"no such text ({wanted[0]}): check the path given as data")
+    if path is None:
+        names, others = " or ".join(TEXT_NAMES), names_not_taken(PROJECT)
+        hint = f"; or rename what lies there: {', '.join(others)}" if others else ""
+        raise DataError(f"no text to train on ({PROJECT}): put {names} there{hint}")
+    if not os.path.isfile(path):
         raise DataError(f"not a regular file ({path}): put a text file in its place")
     if not os.access(path, os.R_OK):
-        raise DataError(f"no permission to read the text ({path}): chmod u+r it")
+        raise DataError(f"no permission to read the text ({path}): allow it to your user")
     return path
+
+
+def why_chosen(path: Path, named: str | Path) -> str:
+    """Why `chosen_text` took this one, and what lies beside it that may have been meant."""
+    if named:
+        return "given as data"
+    others = names_not_taken(path.parent, taken=path)
+    passed_over = f"; not taken: {', '.join(others)} (rename, or give as data)" if others else ""
+    return f"the first found of {', '.join(TEXT_NAMES)}{passed_over}"
+
+
+def names_not_taken(folder: Path, taken: Path | None = None) -> list[str]:
+    """Texts whose names resemble TEXT_NAMES: Data.txt, data.txt.txt, TinyStoriesV2-train.txt."""
+    stems = tuple(name.removesuffix(".txt").casefold() for name in TEXT_NAMES)
+    return [
+        path.name
+        for path in sorted(folder.glob("*.[tT][xX][tT]*"))
+        if path.name.casefold().startswith(stems)
+        and path.name not in TEXT_NAMES
+        and path.is_file()
+        and not (taken and path.samefile(taken))  # one file where case does not count
+    ]
 
 
 def last_safe_cut(text: str) -> int:

@@ -1,6 +1,5 @@
-"""A run reads every training window once an epoch, and validates on what it does not train on."""
+"""A run trains on one part of its text, validates on the rest, and says what it reads."""
 
-import random
 from pathlib import Path
 
 import numpy as np
@@ -8,127 +7,8 @@ import pytest
 import torch
 
 from corpus.corpus import choose_vocabulary, read_corpus
-from data import Batches, GPTDatasetV1, split_at_document
 from system.errors import DataError
 from tokenizer import END_OF_TEXT, END_OF_TEXT_ID
-
-# the split
-
-
-def nearest_cut(ids, val_fraction, seq_len):
-    """The split by its definition: try every place."""
-    first, last = seq_len + 1, len(ids) - 2
-    num_val = len(ids) * val_fraction
-    wanted = len(ids) - round(num_val)
-    near = range(max(first, wanted - int(num_val / 2)), min(last, wanted + int(num_val / 2)) + 1)
-    ends = [cut for cut in near if ids[cut - 1] == END_OF_TEXT_ID]
-    return min(ends, key=lambda cut: abs(cut - wanted), default=max(first, min(wanted, last)))
-
-
-@pytest.mark.parametrize("seed", range(200))
-def test_split_is_at_the_document_end_nearest_to_the_fraction(seed):
-    rng = random.Random(seed)
-    seq_len, val_fraction = rng.randrange(1, 9), rng.choice([0.01, 0.1, 0.3, 0.5])
-    kinds = rng.choices([7, END_OF_TEXT_ID], weights=[rng.randrange(1, 20), 1], k=99)
-    ids = np.array(kinds[: rng.randrange(seq_len + 3, 99)], dtype=np.uint16)
-    train_ids, val_ids = split_at_document(ids, val_fraction, seq_len=seq_len)
-    assert len(train_ids) == nearest_cut(ids.tolist(), val_fraction, seq_len)
-    assert np.array_equal([*train_ids, *val_ids], ids)
-
-
-def test_parts_are_views_and_no_window_reaches_into_the_validation_part():
-    ids = np.arange(1000, dtype=np.uint16)
-    ids[[300, 880, 950]] = END_OF_TEXT_ID
-    train_ids, val_ids = split_at_document(ids, 0.1, seq_len=7)
-    assert train_ids[-1] == END_OF_TEXT_ID
-    assert len(train_ids) == 881
-    assert np.shares_memory(train_ids, ids)
-    assert np.shares_memory(val_ids, ids)
-    windows = GPTDatasetV1(train_ids, None, 7, 1).windows
-    assert np.array_equal(windows[-1], ids[873:881])
-
-
-def test_text_of_one_document_is_split_inside_it():
-    train_ids, val_ids = split_at_document(np.arange(1000, dtype=np.uint16), 0.1, seq_len=7)
-    assert (len(train_ids), len(val_ids)) == (900, 100)
-
-
-@pytest.mark.parametrize("val_fraction", [0.001, 0.1, 0.5])
-def test_shortest_text_has_a_window_to_train_on_and_a_prediction_to_validate(val_fraction):
-    train_ids, val_ids = split_at_document(np.arange(10), val_fraction, seq_len=7)
-    assert len(GPTDatasetV1(train_ids, None, 7, 1)) == 1
-    assert len(val_ids) == 2
-
-
-@pytest.mark.parametrize("num_tokens", [0, 1, 7, 9])
-def test_shorter_text_is_an_error_with_both_counts(num_tokens):
-    with pytest.raises(DataError, match=rf"\({num_tokens} tokens\): seq_len=7 needs at least 10;"):
-        split_at_document(np.arange(num_tokens), 0.1, seq_len=7)
-
-
-# batches
-
-
-def batches_of(num_windows, batch_size, *, seed=3):
-    """Batches of windows whose first token is their number."""
-    return Batches(GPTDatasetV1(np.arange(num_windows + 2), None, 2, 1), batch_size, seed=seed)
-
-
-def order_of(batches, epoch=0):
-    numbers = range(epoch * batches.num_per_epoch, (epoch + 1) * batches.num_per_epoch)
-    return [row[0] for i in numbers for row in batches[i][0].tolist()]
-
-
-@pytest.mark.parametrize(("num_windows", "batch_size"), [(11, 4), (12, 4), (3, 8), (1, 1), (5, 1)])
-def test_each_epoch_shows_every_window_once_and_the_rest_in_a_last_batch(num_windows, batch_size):
-    batches = batches_of(num_windows, batch_size)
-    for epoch in range(3):
-        assert sorted(order_of(batches, epoch)) == list(range(num_windows))
-    sizes = [len(batches[i][0]) for i in range(batches.num_per_epoch)]
-    assert sizes[:-1] == [batch_size] * (len(sizes) - 1)
-    assert sizes[-1] == num_windows - batch_size * (len(sizes) - 1) > 0
-
-
-def test_batch_is_a_function_of_seed_and_number_and_leaves_random_states_alone():
-    expected = [batches_of(11, 4)[i][0].tolist() for i in range(9)]
-    other, batches = batches_of(11, 4, seed=8), batches_of(11, 4)
-    torch.manual_seed(1)
-    state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].tolist()
-    for i in [8, 0, 3, 3, 7, 1]:
-        other[i]
-        assert batches[i][0].tolist() == expected[i]
-    assert torch.equal(torch.get_rng_state(), state)
-    assert np.random.get_state()[1].tolist() == numpy_state
-
-
-def test_orders_of_seeds_and_epochs_differ():
-    orders = [
-        order_of(batches_of(29, 4, seed=seed), epoch) for seed in range(4) for epoch in (0, 1)
-    ]
-    assert len(set(map(tuple, orders))) == len(orders)
-
-
-def test_order_does_not_depend_on_the_batch_size():
-    assert (
-        order_of(batches_of(11, 4)) == order_of(batches_of(11, 3)) == order_of(batches_of(11, 11))
-    )
-
-
-def test_batch_holds_the_rows_of_the_dataset():
-    batches = batches_of(11, 4)
-    inputs, targets = batches[1]
-    items = [batches.dataset[index] for index in batches.window_indices(1)]
-    assert torch.equal(inputs, torch.stack([item[0] for item in items]))
-    assert torch.equal(targets, torch.stack([item[1] for item in items]))
-
-
-def test_windows_before_a_batch_are_counted_over_short_last_batches():
-    batches = batches_of(11, 4)
-    sizes = [len(batches[i][0]) for i in range(10)]
-    assert [batches.num_windows_before(i) for i in range(11)] == np.cumsum([0, *sizes]).tolist()
-
-
-# the corpus
 
 
 @pytest.fixture
@@ -201,22 +81,37 @@ def test_rows_are_shared_where_that_saves_half_of_them(num_used, size):
     assert choose_vocabulary(ids, 50_257, share_rows=True).size == size
 
 
-def test_summary_names_the_file_why_it_and_the_counts(read, text_folder):
+def test_summary_names_the_file_why_it_and_the_counts(read):
     corpus = read()
-    summary = str(corpus)
-    assert str(text_folder / "data.txt") in summary
-    assert "the first found of TinyStories.txt, data.txt, example.txt" in summary
-    assert f"{corpus.num_train_tokens:,} tokens to train on" in summary
-    assert f"{len(corpus.val_ids):,} to validate on" in summary
-    assert "U+FFFD" not in summary
+    assert str(corpus).startswith("text      data.txt, given as data\n")
+    assert f"{corpus.num_train_tokens:,} tokens to train on" in str(corpus)
+    assert f"{len(corpus.val_ids):,} to validate on" in str(corpus)
+    assert "U+FFFD" not in str(corpus)
 
 
-def test_replaced_bytes_are_reported(read, text_folder):
+def test_the_text_beside_the_program_is_the_default_wherever_one_stands(
+    read, text_folder, tmp_path_factory, monkeypatch
+):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "data.txt").write_text("another text that nobody asked for")
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.setattr("corpus.text.PROJECT", text_folder)
+    (text_folder / "Data.txt.txt").touch()
+    corpus = read(data="")
+    first = str(corpus).splitlines()[0]
+    assert corpus.path == text_folder / "data.txt"
+    assert f"{corpus.path}, the first found of TinyStories.txt, data.txt, example.txt" in first
+    assert "not taken: Data.txt.txt (rename, or give as data)" in first
+
+
+def test_replaced_bytes_are_reported_each_time(read, text_folder):
     with (text_folder / "data.txt").open("ab") as file:
         file.write(b"\nbad \xff\xfe bytes")
     with pytest.raises(DataError, match="invalid utf-8"):
         read()
-    assert "2 invalid sequences read as U+FFFD" in str(read(replace_invalid_utf8=True))
+    for _ in ("tokenized", "from the cache"):
+        corpus = read(replace_invalid_utf8=True)
+        assert "2 invalid sequences read as U+FFFD" in str(corpus)
 
 
 @pytest.mark.parametrize("content", ["", "\n \n", "a", "Once upon a time", END_OF_TEXT])
