@@ -44,6 +44,7 @@ COLUMNS = {  # of the table: its heading, the format of a number, what the numbe
     "repeated_4": ("repeated-4", ".2f", "share of runs of four tokens that were there before"),
     "longest_copy": ("copied", ".1f", "tokens of the longest passage that the training text has"),
 }
+CELL = 12  # characters of a number in the table
 COMPARED = list(COLUMNS)[1:]  # what is measured of each text
 Passage = tuple[list[int], list[int]]  # ids: an opening, and what follows it
 
@@ -69,18 +70,11 @@ class Comparison:
     speeds: dict[str, float]
 
     @property
-    def numbers(self) -> dict[str, dict[str, float | None]]:
-        """Of each setting and of human text the mean of its texts; None where there is none."""
-        means = {
-            name: [self.speeds.get(name, np.nan), *values.mean(0).tolist()]
-            for name, values in self.values.items()
-        }
+    def numbers(self) -> dict[str, dict[str, float]]:
+        """Of each setting and of human text the mean of its texts; NaN where there is none."""
         return {
-            name: {
-                column: value if np.isfinite(value) else None
-                for column, value in zip(COLUMNS, row, strict=True)
-            }
-            for name, row in means.items()
+            name: dict(zip(COLUMNS, [self.speeds.get(name, np.nan), *values.mean(0)], strict=True))
+            for name, values in self.values.items()
         }
 
     @property
@@ -112,21 +106,24 @@ class Comparison:
     def table(self, width: int) -> str:
         """The numbers as aligned text, human text last, and what they are."""
         margin = max(map(len, self.values)) + 2
-        at_once = max(1, (width - margin) // 12)
+        at_once = max(1, (width - margin) // CELL)
         blocks = []
         for start in range(0, len(COLUMNS), at_once):
-            columns = list(COLUMNS.items())[start : start + at_once]
-            lines = [" " * margin + "".join(f"{heading:>12}" for _, (heading, _, _) in columns)]
+            columns = list(COLUMNS)[start : start + at_once]
+            headings = "".join(f"{COLUMNS[column][0]:>{CELL}}" for column in columns)
+            lines = [" " * margin + headings]
             for name, numbers in self.numbers.items():
-                values = [(numbers[column], form) for column, (_, form, _) in columns]
-                cells = ["-" if value is None else format(value, form) for value, form in values]
-                lines.append(f"{name:<{margin}}" + "".join(f"{cell:>12}" for cell in cells))
+                cells = [format(numbers[column], COLUMNS[column][1]) for column in columns]
+                cells = [f"{cell.replace('nan', '-'):>{CELL}}" for cell in cells]
+                lines.append(f"{name:<{margin}}" + "".join(cells))
             blocks.append("\n".join(lines))
-        return "\n\n".join([*blocks, "\n".join(wrapped(self.legend(), width))])
+        form = {"width": max(2 * CELL, width), "subsequent_indent": " " * CELL}
+        legend = "\n".join(textwrap.fill(line, **form) for line in self.legend())
+        return "\n\n".join([*blocks, legend])
 
     def legend(self) -> list[str]:
         """What the table shows, a line for each column, and which setting is nearest."""
-        lines = [f"{heading:<12}{meaning}" for heading, _, meaning in COLUMNS.values()]
+        lines = [f"{heading:<{CELL}}{meaning}" for heading, _, meaning in COLUMNS.values()]
         lines.append(
             f"The numbers are means over continuations of the same {NUM_OPENINGS} openings."
         )
@@ -140,10 +137,13 @@ class Comparison:
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON; recommended is a setting that is nearest beyond chance."""
         numbers, nearest = self.numbers, self.nearest
-        human = numbers.pop(HUMAN, None)
-        recommended = nearest[0] if len(nearest) == 1 else None
-        found = {"numbers": numbers, "human": human, "nearest": nearest, "recommended": recommended}
-        return {"texts": self.texts, **found}
+        return {
+            "texts": self.texts,
+            "human": numbers.pop(HUMAN, None),
+            "numbers": numbers,
+            "nearest": nearest,
+            "recommended": nearest[0] if len(nearest) == 1 else None,
+        }
 
     def __str__(self) -> str:
         width = shutil.get_terminal_size((100, 24)).columns
@@ -235,12 +235,6 @@ def human_passages(ids: np.ndarray, num_tokens: int) -> list[Passage]:
     return passages
 
 
-def wrapped(lines: Sequence[str], width: int, indent: int = 12) -> list[str]:
-    """The lines cut at words, what goes on set in."""
-    form = {"width": max(2 * indent, width), "subsequent_indent": " " * indent}
-    return [part for line in lines for part in textwrap.wrap(line, **form)]
-
-
 def side_by_side(texts: dict[str, str], *, width: int) -> str:
     """A table of names and wrapped texts."""
     margin = max(map(len, texts)) + 2
@@ -272,11 +266,10 @@ def draw_panels(figure: Any, comparison: Comparison) -> None:
     colors = ["C2" if name in nearest else "C0" for name in names]
     panels = figure.subplots(1, len(COLUMNS), sharey=True)
     for axes, (column, (heading, _, _)) in zip(panels, COLUMNS.items(), strict=True):
-        axes.barh(names, [numbers[name][column] or 0 for name in names], color=colors)
+        axes.barh(names, [numbers[name][column] for name in names], color=colors)
         axes.set_title(heading)
-        target = numbers.get(HUMAN, {}).get(column)
-        if target is not None:
-            axes.axvline(target, color="black", ls="--")
+        if nearest and column in COMPARED:
+            axes.axvline(numbers[HUMAN][column], color="black", ls="--")
     panels[0].invert_yaxis()
     title = f"Means of {NUM_OPENINGS} continuations by each setting"
     if nearest:

@@ -10,12 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from generation.comparison import (
-    COMPARISON_NAME,
-    Reference,
-    compare_settings,
-    plot_comparison,
-)
+from generation.comparison import COMPARISON_NAME, Reference, compare_settings, plot_comparison
 from generation.generator import TextGenerator
 from generation.options import OPTIONS, TALK, flag
 from generation.row import Row, printable

@@ -22,7 +22,11 @@ History = Sequence[Sequence[int]]
 
 def filtered(logits: Tensor, history: History, sampling: Sampling) -> Tensor:
     """The logits to draw from, float32, or with temperature 0 those whose highest is taken."""
-    logits = discourage_repetition(logits.float(), history, sampling)
+    logits = logits.float()
+    if sampling.repetition_penalty != 1:
+        logits = penalize_repetition(logits, history, sampling.repetition_penalty)
+    if sampling.no_repeat_ngram:
+        logits = ban_repeated_ngrams(logits, history, sampling.no_repeat_ngram)
     if sampling.temperature == 0:
         return logits
     # Relative to the highest, so that a tiny temperature cannot overflow.
@@ -67,14 +71,6 @@ def draw(logits: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
 
 
 # ---------------------------------------------------------------- against repetition
-
-
-def discourage_repetition(logits: Tensor, history: History, sampling: Sampling) -> Tensor:
-    if sampling.repetition_penalty != 1:
-        logits = penalize_repetition(logits, history, sampling.repetition_penalty)
-    if sampling.no_repeat_ngram:
-        logits = ban_repeated_ngrams(logits, history, sampling.no_repeat_ngram)
-    return logits
 
 
 def penalize_repetition(logits: Tensor, history: History, penalty: float) -> Tensor:

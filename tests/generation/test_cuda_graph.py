@@ -80,16 +80,6 @@ def test_replayed_logits_are_those_of_reading_each_row_anew(model, prompts):
     assert context.read_one.num_steps == T - longest + (longest == 1)
 
 
-def test_a_text_of_one_more_token_is_not_worth_a_recording(model):
-    context = Context(model, [[1, 2]], max_new_tokens=2)
-    with torch.inference_mode():
-        for _ in range(2):
-            context.logits()
-            context.append([3])
-    assert context.read_one.num_steps == 1
-    assert context.read_one.replay is None
-
-
 @torch.inference_mode()
 def test_rows_that_move_or_leave_need_no_new_recording(model):
     context = Context(model, [[3], [1, 2], [9, 8]], max_new_tokens=T)

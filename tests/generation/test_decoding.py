@@ -1,18 +1,12 @@
 """Rows that a model continues: with the cache as without it, in a batch as alone."""
 
-import gc
-import os
-from pathlib import Path
-
 import pytest
 import torch
-from tiny_model import SIZES, T, V, clear_model, ending_after, naive_logits, tokens_of
+from tiny_model import T, V, clear_model, ending_after, naive_logits, tokens_of
 
 from generation.decoding import Context
 from generation.settings import Sampling
-from storage.checkpoint import build_model
 
-STATM = Path("/proc/self/statm")
 PROMPTS = [[3], [1, 2, 3, 4, 5], [9, 8], [0] * (2 * T), [5, 6, 7, 8, 9, 10, 0]]
 
 
@@ -97,19 +91,3 @@ def test_a_row_draws_from_its_own_seed(model):
     )
     assert texts[0] == texts[3]
     assert len({tuple(text) for text in texts}) == 5
-
-
-@pytest.mark.skipif(not STATM.exists(), reason="memory is read where Linux shows it")
-def test_memory_stays_flat_over_a_hundred_texts():
-    sizes = {**SIZES, "embedding_dim": 64, "num_heads": 2}  # a cache that leaked would be 40 kB
-    model = build_model(sizes, V).eval()
-
-    def memory() -> int:
-        gc.collect()
-        return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-    for number in range(120):
-        if number == 20:
-            before = memory()
-        tokens_of(model, PROMPTS, 2 * T)
-    assert memory() - before < 1e6

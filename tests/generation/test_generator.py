@@ -115,15 +115,6 @@ def test_end_of_text_in_a_prompt_is_plain_text(generator):
     assert generator.generate(prompt, 3).startswith(prompt)
 
 
-@pytest.mark.parametrize("unit", ["word ", "a", " ", "😀", "!?"])
-def test_a_prompt_of_a_megabyte_is_read_by_its_end(generator, tokenizer, unit):
-    prompt = unit * (1_000_000 // len(unit.encode()))
-    text = generator.generate(prompt, 3, temperature=0)
-    last = tokenizer.encode(prompt)[-T:]
-    new_ids = naive_greedy(generator.model, last, 3)[T:]
-    assert text == prompt + tokenizer.decode(new_ids)
-
-
 # ---------------------------------------------------------------- the caller's model
 
 
