@@ -7,8 +7,7 @@ that has `<size>/<file>`. Files put into `gpt2/<size>/` by hand are as good, aft
 import os
 import sys
 import warnings
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -184,8 +183,10 @@ def _check_variables(reader: Any, settings: dict[str, int]) -> None:
 
 def import_tensorflow() -> Any:
     """TensorFlow, without what it prints on the way; DownloadError says how to get it."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
-        with _silence():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             import tensorflow
     except ImportError as error:
         has_wheel = sys.version_info < NO_TENSORFLOW_FROM
@@ -195,21 +196,3 @@ def import_tensorflow() -> Any:
             "same model from a Hugging Face folder with --weights_path"
         ) from error
     return tensorflow
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Keeps what is said meanwhile off stderr, C++ included, and changes no setting for it."""
-    with warnings.catch_warnings(), open(os.devnull, "w") as null:
-        warnings.simplefilter("ignore")
-        try:
-            stderr = os.dup(2)
-        except OSError:  # it is closed
-            yield
-            return
-        os.dup2(null.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)

@@ -30,19 +30,15 @@ SAME = {  # what config.json must say, where it says anything, for the mathemati
     "tie_word_embeddings": True,
 }
 SAME_GELU = ("gelu_accurate", "gelu_fast", "gelu_python_tanh", "gelu_pytorch_tanh")  # as gelu_new
-FLOATS = ("F64", "F32", "F16", "BF16")
-MASK_NAME = re.compile(r".*\.attn\.(bias|masked_bias)")  # in older files, not a weight
-PYTORCH = (
-    "a PyTorch file",
-    "one of this project goes on with --resume, or is made readable by export.py --to hf; "
-    "save another program's as .safetensors",
-)
+MASK_NAME = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # in older files, not a weight
 KINDS = {  # what a file is by its first bytes, and what to do
-    b"PK": PYTORCH,
-    b"\x80": PYTORCH,
+    (b"PK", b"\x80"): (
+        "a PyTorch file",
+        "one of this project goes on with --resume, or is made readable by export.py --to hf; "
+        "save another program's as .safetensors",
+    ),
     b"version https://git-lfs": ("a Git LFS pointer", "git lfs pull fetches the file itself"),
     b"GGUF": ("a GGUF file", "give the Hugging Face folder that it was made from"),
-    b"\x89HDF": ("a Keras file", "save it as .safetensors with transformers"),
     b"<": ("a web page", "download the file itself"),
 }
 END_IDS = {"bos_token_id": END_OF_TEXT_ID, "eos_token_id": END_OF_TEXT_ID}
@@ -84,13 +80,13 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, int], dict[str, Any]]:
 
 def weight_files(path: Path) -> list[Path]:
     """What holds the weights of a folder, by its index if it has one; or the file `path` itself."""
-    index = path / "model.safetensors.index.json"
-    if not path.is_dir():
-        return [path]
+    whole, index = path / "model.safetensors", path / "model.safetensors.index.json"
+    if not path.is_dir() or whole.exists():
+        return [whole if path.is_dir() else path]
     if index.exists():
         text = index.read_text(encoding="utf-8", errors="replace")
         return [path / name for name in sorted({*re.findall(r'"([^"/\\]+\.safetensors)"', text)})]
-    for pattern in ("model.safetensors", "*.safetensors", "*.bin", "*.pt"):
+    for pattern in ("*.safetensors", "*.bin", "*.pt"):
         if files := sorted(path.glob(pattern)):
             return files
     raise WeightsError(f"no .safetensors file ({path}): give one, or the folder that has it")
@@ -153,19 +149,23 @@ def stored_tensors(files: list[Path]) -> dict[str, StoredTensor]:
     for tensor in (tensor for file in files for tensor in tensors_in(file)):
         name = tensor.name.removeprefix("transformer.")
         if name in found:
-            both = f"{found[name].path}, {tensor.path}"
-            raise WeightsError(f"two files have {name} ({both}): name one of them")
-        found[name] = tensor
+            raise WeightsError(
+                f"two files have {name} ({found[name].path}, {tensor.path}): name one of them"
+            )
+        if not MASK_NAME.fullmatch(name):
+            found[name] = tensor
     return found
 
 
 def tensors_in(path: Path) -> Iterator[StoredTensor]:
-    """The weights in a file; WeightsError says what another file is."""
+    """All that a file holds; WeightsError says what another file is."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as opened:
-            parts = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+            for name in opened.keys():  # noqa: SIM118
+                shape = opened.get_slice(name).get_shape()
+                yield StoredTensor(path, name, tuple(shape))
     except FileNotFoundError as error:
         raise WeightsError(f"no such file ({path}): copy it there, or name another") from error
     except SafetensorError as error:
@@ -174,14 +174,6 @@ def tensors_in(path: Path) -> Iterator[StoredTensor]:
         kinds = [kind for magic, kind in KINDS.items() if start.startswith(magic)]
         kind, advice = kinds[0] if kinds else (error if start else "empty", "copy it again")
         raise WeightsError(f"not a safetensors file ({path} is {kind}): {advice}") from error
-    for name, part in parts.items():
-        if MASK_NAME.fullmatch(name):
-            continue
-        if part.get_dtype() not in FLOATS:
-            raise WeightsError(
-                f"quantized ({path}: {name} is {part.get_dtype()}): give the float weights"
-            )
-        yield StoredTensor(path, name, tuple(part.get_shape()))
 
 
 # ---------------------------------------------------------------- writing

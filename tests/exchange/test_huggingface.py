@@ -211,7 +211,6 @@ def test_without_a_config_heads_of_64_are_meant(folder):
     [
         ({"h.5.odd": torch.ones(1)}, "unknown h.5.odd"),
         ({TABLE: torch.ones(11)}, "two dimensions"),
-        ({TABLE: torch.ones(11, 12, dtype=torch.int8)}, f"quantized .*{TABLE} is I8"),
     ],
 )
 def test_weights_of_something_else_are_refused(folder, change, reason):
