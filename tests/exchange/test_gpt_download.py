@@ -72,9 +72,7 @@ def closed_port() -> int:
         return listener.getsockname()[1]
 
 
-def test_every_file_of_a_model_is_fetched_once_and_then_nothing(
-    server: FileServer, official: Official, tmp_path: Path
-) -> None:
+def test_every_file_of_a_model_is_fetched_once_and_then_nothing(server, official, tmp_path):
     folder = download_gpt2("124M", tmp_path)
     assert folder == tmp_path / "124M"
     assert served(folder) == served(official[0])
@@ -83,9 +81,7 @@ def test_every_file_of_a_model_is_fetched_once_and_then_nothing(
     assert len(server.requests) == 7
 
 
-def test_files_copied_by_hand_need_no_network(
-    official: Official, server: FileServer, tmp_path: Path
-) -> None:
+def test_files_copied_by_hand_need_no_network(official, server, tmp_path):
     shutil.copytree(official[0], tmp_path / "124M")
     settings, params = download_and_load_gpt2("124M", tmp_path)
     assert settings == SETTINGS
@@ -94,12 +90,7 @@ def test_files_copied_by_hand_need_no_network(
     assert not (tmp_path / "124M" / ".lock").exists()  # nothing is written either
 
 
-def test_without_network_the_error_says_what_to_put_where(
-    official: Official,
-    server: FileServer,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> None:
+def test_without_network_the_error_says_what_to_put_where(official, server, monkeypatch, tmp_path):
     url, mirror = (f"http://127.0.0.1:{closed_port()}/models" for _ in range(2))
     monkeypatch.setattr(gpt_download, "BASE_URL", url)
     monkeypatch.setenv("GPT2_MIRROR", mirror)
@@ -110,7 +101,7 @@ def test_without_network_the_error_says_what_to_put_where(
     assert "\n" not in str(caught.value)
 
 
-def test_only_the_file_that_rotted_is_fetched_again(server: FileServer, tmp_path: Path) -> None:
+def test_only_the_file_that_rotted_is_fetched_again(server, tmp_path):
     folder = download_gpt2("124M", tmp_path)
     for name in (DATA, "vocab.bpe"):
         server.requests.clear()
@@ -121,13 +112,8 @@ def test_only_the_file_that_rotted_is_fetched_again(server: FileServer, tmp_path
 
 @pytest.mark.parametrize("name", [DATA, INDEX])
 def test_what_only_tensorflow_can_find_rotten_is_fetched_again(
-    server: FileServer,
-    official: Official,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    name: str,
-) -> None:
+    server, official, monkeypatch, capsys, tmp_path, name
+):
     monkeypatch.setitem(gpt_download.MODELS, "124M", known(official[0], has_hashes=False))
     folder = download_gpt2("124M", tmp_path)
     flip_a_byte(folder / name)
@@ -137,11 +123,8 @@ def test_what_only_tensorflow_can_find_rotten_is_fetched_again(
 
 
 def test_a_source_with_rotten_weights_is_replaced_by_the_mirror(
-    server: FileServer,
-    official: Official,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> None:
+    server, official, monkeypatch, tmp_path
+):
     monkeypatch.setitem(gpt_download.MODELS, "124M", known(official[0], has_hashes=False))
     path = f"/models/124M/{DATA}"
     with FileServer() as mirror:
@@ -163,9 +146,7 @@ assert "tensorflow" not in sys.modules
 """
 
 
-def test_of_two_processes_at_once_one_fetches_and_the_other_waits(
-    server: FileServer, official: Official, tmp_path: Path
-) -> None:
+def test_of_two_processes_at_once_one_fetches_and_the_other_waits(server, official, tmp_path):
     files = json.dumps(gpt_download.MODELS["124M"].files)
     command = [sys.executable, "-c", DOWNLOAD, server.url, str(tmp_path), files]
     home = Path(gpt_download.__file__).parent
@@ -179,19 +160,14 @@ def test_of_two_processes_at_once_one_fetches_and_the_other_waits(
 
 
 @pytest.mark.parametrize("size", ["../124M", "124M/..", "", "117M", "/tmp", "gpt2-small (124M)"])
-def test_only_the_four_sizes_are_names(server: FileServer, tmp_path: Path, size: str) -> None:
+def test_only_the_four_sizes_are_names(server, tmp_path, size):
     with pytest.raises(ValueError, match="no such GPT-2 model"):
         download_and_load_gpt2(size, tmp_path / "models")
     assert list(tmp_path.iterdir()) == []
     assert server.requests == []
 
 
-def test_the_files_checkpoint_and_hparams_lead_nowhere(
-    server: FileServer,
-    official: Official,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> None:
+def test_the_files_checkpoint_and_hparams_lead_nowhere(server, official, monkeypatch, tmp_path):
     folder = tmp_path / "124M"
     shutil.copytree(official[0], folder)
     write_official(tmp_path / "elsewhere", {**SETTINGS, "n_layer": 3})
@@ -206,7 +182,7 @@ def test_the_files_checkpoint_and_hparams_lead_nowhere(
         gpt_download.load_gpt2_params_from_tf_ckpt(folder, SETTINGS)
 
 
-def test_the_table_agrees_with_itself() -> None:
+def test_the_table_agrees_with_itself():
     for model in gpt_download.MODELS.values():
         shapes = gpt_download.variable_shapes(model.settings).values()
         assert model.files[DATA].size == 4 * sum(math.prod(shape) for shape in shapes)
@@ -217,9 +193,7 @@ def test_the_table_agrees_with_itself() -> None:
 # reading
 
 
-def test_what_tensorflow_wrote_is_read_bit_for_bit(
-    official: Official, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_what_tensorflow_wrote_is_read_bit_for_bit(official, capfd):
     folder, arrays = official
     params = gpt_download.load_gpt2_params_from_tf_ckpt(folder / "model.ckpt", SETTINGS)
     assert params.keys() == {"wte", "wpe", "g", "b", "blocks"}
@@ -232,7 +206,7 @@ def test_what_tensorflow_wrote_is_read_bit_for_bit(
     assert capfd.readouterr() == ("", "")
 
 
-def test_variables_that_do_not_belong_are_all_listed(official: Official, tmp_path: Path) -> None:
+def test_variables_that_do_not_belong_are_all_listed(official, tmp_path):
     arrays = dict(official[1])
     arrays["model/extra"] = arrays.pop("model/wpe")
     arrays["model/ln_f/g"] = arrays["model/ln_f/g"].astype(np.float64)
@@ -245,7 +219,7 @@ def test_variables_that_do_not_belong_are_all_listed(official: Official, tmp_pat
     assert "model/wpe is None, not ('float32', 7, 12), and 1 more" in str(caught.value)
 
 
-def test_a_checkpoint_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_checkpoint_that_is_not_there_is_named(tmp_path):
     with pytest.raises(DownloadError, match=f"not a whole .*{tmp_path}/model.ckpt"):
         gpt_download.load_gpt2_params_from_tf_ckpt(tmp_path / "model.ckpt", SETTINGS)
 
@@ -254,12 +228,8 @@ def test_a_checkpoint_that_is_not_there_is_named(tmp_path: Path) -> None:
     ("version", "way"), [((3, 13, 9), "pip install tensorflow"), ((3, 14), "Python below 3.14")]
 )
 def test_without_tensorflow_nothing_is_fetched_and_the_ways_out_are_told(
-    server: FileServer,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    version: tuple[int, ...],
-    way: str,
-) -> None:
+    server, monkeypatch, tmp_path, version, way
+):
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     monkeypatch.setattr(sys, "version_info", version)
     with pytest.raises(DownloadError, match=f"{way}, or .* folder with --weights_path"):
@@ -269,9 +239,7 @@ def test_without_tensorflow_nothing_is_fetched_and_the_ways_out_are_told(
     assert server.requests == []
 
 
-def test_a_broken_tensorflow_is_no_reason_to_fetch_again(
-    server: FileServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_broken_tensorflow_is_no_reason_to_fetch_again(server, monkeypatch, tmp_path):
     download_gpt2("124M", tmp_path)
     broken = tmp_path / "modules" / "tensorflow"
     broken.mkdir(parents=True)

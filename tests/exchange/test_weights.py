@@ -1,7 +1,6 @@
 """GPT-2's weights in our model: by name, by shape, and by the logits of transformers' own model."""
 
 import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,7 +46,7 @@ def assert_same(model: Transformer, other: Transformer) -> None:
 
 
 @torch.no_grad()
-def test_what_tensorflow_holds_has_the_logits_of_transformers(tmp_path: Path) -> None:
+def test_what_tensorflow_holds_has_the_logits_of_transformers(tmp_path):
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(vocab_size=11, n_positions=7, n_embd=12, n_head=3, n_layer=2)
@@ -67,7 +66,7 @@ def test_what_tensorflow_holds_has_the_logits_of_transformers(tmp_path: Path) ->
     torch.testing.assert_close(model(tokens), theirs(tokens).logits, rtol=1e-5, atol=1e-5)
 
 
-def test_out_and_in_again_is_bit_equal(tmp_path: Path) -> None:
+def test_out_and_in_again_is_bit_equal(tmp_path):
     arrays = write_official(tmp_path, TINY)
     params = gpt_download.load_gpt2_params_from_tf_ckpt(tmp_path / "model.ckpt", TINY)
     model, again = build(), build(seed=2)
@@ -78,7 +77,7 @@ def test_out_and_in_again_is_bit_equal(tmp_path: Path) -> None:
     assert_same(again, model)
 
 
-def test_the_table_names_every_parameter_once_in_all_three_columns() -> None:
+def test_the_table_names_every_parameter_once_in_all_three_columns():
     from transformers import GPT2Config, GPT2Model
 
     theirs = GPT2Model(GPT2Config(vocab_size=11, n_positions=7, n_embd=12, n_head=3, n_layer=2))
@@ -90,7 +89,7 @@ def test_the_table_names_every_parameter_once_in_all_three_columns() -> None:
         assert weight.shape == theirs.state_dict()[name].shape, name
 
 
-def test_weights_go_into_the_dtype_and_the_storage_that_the_model_has() -> None:
+def test_weights_go_into_the_dtype_and_the_storage_that_the_model_has():
     model, params = build().to(torch.bfloat16), params_of(build(seed=2))
     addresses = [parameter.data_ptr() for parameter in model.parameters()]
     load_weights_into_gpt(model, params)
@@ -99,7 +98,7 @@ def test_weights_go_into_the_dtype_and_the_storage_that_the_model_has() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_weights_go_to_the_gpu() -> None:
+def test_weights_go_to_the_gpu():
     model = build().cuda()
     load_weights_into_gpt(model, params_of(build(seed=2)))
     assert all(parameter.is_cuda for parameter in model.parameters())
@@ -109,7 +108,7 @@ def test_weights_go_to_the_gpu() -> None:
 # what does not fit
 
 
-def test_everything_that_does_not_fit_is_listed_and_nothing_is_loaded() -> None:
+def test_everything_that_does_not_fit_is_listed_and_nothing_is_loaded():
     model, params = build(), params_of(build(seed=2))
     params["wte"] = params["wte"][:5]
     params["blocks"][1]["mlp"]["c_fc"]["w"] = params["blocks"][1]["mlp"]["c_fc"]["w"].T
@@ -122,7 +121,7 @@ def test_everything_that_does_not_fit_is_listed_and_nothing_is_loaded() -> None:
         load_weights_into_gpt(build(seq_len=8), params_of(build()))
 
 
-def test_leftovers_on_either_side_are_named() -> None:
+def test_leftovers_on_either_side_are_named():
     model, params = build(), params_of(build())
     del params["blocks"][0]["ln_1"]["g"]
     params["extra"] = np.zeros(3)
