@@ -23,7 +23,8 @@ from system.command_line import Parser
 from system.errors import ConfigError
 from system.machine import Machine
 from system.process import run_command
-from training.settings import AT_LEAST_1, RULES, head_problems, shown
+from training.settings import AT_LEAST_1, KEYS
+from training.wanted import head_problems, shown
 
 OURS = ("ours, full vocabulary", "ours, unused tokens share a row")
 FLOOR = "matrix products alone"
@@ -266,7 +267,7 @@ def check(options: argparse.Namespace, task: Task) -> None:
     """ConfigError with everything that cannot be measured."""
     others = {name: getattr(options, name) for name in ("steps", "device", "precision")}
     values = {**asdict(task), **others}
-    rules = {name: RULES.get(name, AT_LEAST_1) for name in values}
+    rules = {name: KEYS[name].rule if name in KEYS else AT_LEAST_1 for name in values}
     problems = [
         f"{name}={shown(value)} is not {rules[name].wants}"
         for name, value in values.items()

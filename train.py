@@ -3,23 +3,21 @@
 Edit `config` below, or override any key of it on the command line; `--help` lists them.
 """
 
+import shlex
 import sys
-from collections.abc import Callable
+import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from exchange.pretrained import Pretrained, from_safetensors, official
-from generation.comparison import COMPARISON_NAME, Reference, compare_settings, plot_comparison
-from generation.fast_weights import prepared
-from generation.generator import TextGenerator
-from storage import checkpoint
-from system.files import check_writable, only_writer, sweep_parts
-from system.process import Stopped, StopSignals, log, run_command
-from training import settings
-from training.resume import begin
-from training.run import SAMPLING, Run
+from system.files import make_folder, only_writer, sweep_parts
+from system.process import Stopped, StopSignals, log, only_warn, run_command
+from training.parallel import check_alone
+from training.wanted import options_from, wanted
+
+if TYPE_CHECKING:
+    from training.run import Run
 
 USE_PRETRAINED = False  # True fine-tunes the official GPT-2 named below
 MODEL_NAME = "gpt2-small (124M)"  # or gpt2-medium (355M), gpt2-large (774M), gpt2-xl (1558M)
@@ -30,27 +28,29 @@ config = {
     "embedding_dim": 256,  # width of the model, a multiple of num_heads
     "num_layers": 4,  # transformer blocks
     "num_heads": 8,  # attention heads in each block
-    "dropout": 0.1,  # share of activations zeroed in training; 0 suits a text of many megabytes
-    "ffn_hidden_dim": 1024,  # width inside the feed-forward layers, usually 4 x embedding_dim
+    "dropout": 0.1,  # share of activations zeroed; 0 suits much text
+    "ffn_hidden_dim": 1024,  # width inside the feed-forward layers
     # the optimisation
-    "batch_size": 8,  # windows that are in memory at once; lower it when memory runs out
-    "grad_accum_steps": 1,  # batches per update: 8 x 4 learns as 32 x 1 does, in less memory
+    "batch_size": 8,  # windows in memory at once; lower it when memory runs out
+    "grad_accum_steps": 1,  # batches per update: 8 x 4 learns as 32 x 1 does
     "num_epochs": 5,  # times that every training window is shown
+    "optimizer": "adamw",  # what turns gradients into updates
     "learning_rate": 3e-4,  # the highest rate; larger models want less
-    "lr_schedule": "decay",  # constant, cosine (falls all the way) or decay (in the last fifth)
+    "lr_schedule": "decay",  # constant, cosine or decay (falls in the last fifth)
     "lr_min_ratio": 0.1,  # cosine and decay end at this share of learning_rate
     "warmup_steps": 0,  # updates in which the rate rises to learning_rate
     "weight_decay": 0.1,  # pull of the matrices towards 0
     "max_grad_norm": 1.0,  # longer gradients are cut to this length
-    "patience": 5,  # stop after so many evaluations without a better one; 0 never stops early
-    "weights_path": "",  # a folder or .safetensors file with a Hugging Face GPT-2 to fine-tune
-    "seed": 42,  # same seed, same machine: the same model to the last bit
+    "patience": 5,  # evaluations without a better one that end a run; 0: none do
+    "seed": 42,  # same seed, same machine: the same bits
+    # what it starts from
+    "weights_path": "",  # folder or .safetensors of a GPT-2 to tune
     # the text
-    "data": "",  # a text file; by default the first of TinyStories.txt, data.txt, example.txt here
-    "stride": 64,  # tokens between the starts of windows; below seq_len they overlap
-    "val_fraction": 0.1,  # share of the text, its end, that is kept for validation
-    "replace_invalid_utf8": False,  # True reads bytes that are not UTF-8 as U+FFFD
-    "share_unused_tokens": True,  # train one row for all tokens that the text lacks: same loss
+    "data": "",  # a text file; empty: the first found beside train.py
+    "stride": 64,  # tokens from window to window; fewer overlap
+    "val_fraction": 0.1,  # share of the text, its end, for validation
+    "replace_invalid_utf8": False,  # True reads invalid bytes as U+FFFD
+    "share_unused_tokens": True,  # one row for all tokens that the text lacks
     # reports and files
     "eval_freq": 500,  # updates between evaluations
     "eval_tokens": 50_000,  # validation tokens read at most in an evaluation
@@ -59,92 +59,107 @@ config = {
     "save_freq": 1000,  # updates between checkpoints
     "keep_checkpoints": 3,  # how many of them stay, the newest
     "output_dir": ".",  # where checkpoints, the final model and the plot go
-    "resume": False,  # True goes on from the newest checkpoint, a path from that one
-    "allow_other_text": False,  # True resumes on another text, with a fresh optimizer
+    "resume": False,  # True: from the newest checkpoint; a path: from that
+    "allow_other_text": False,  # True resumes on another text, moments anew
     # the machine
     "device": "auto",  # auto, cpu, mps, cuda or cuda:N
-    "precision": "auto",  # auto, float32, bfloat16 or float16; auto is the fastest that is safe
-    "compile": "auto",  # on, off or auto: on with CUDA, where the start-up time pays
+    "precision": "auto",  # auto, float32, bfloat16 or float16
+    "compile": "auto",  # on, off or auto: on with CUDA, where it pays
 }
 
 
-def train(config: dict[str, Any]) -> Path:
-    """Trains on the text found in the working folder; returns the final model's path."""
-    settings.check(config)
-    pretrained = pretrained_weights(config)
-    if pretrained:
-        config = pretrained.config(config)
-    folder = Path(config["output_dir"])
-    check_writable(folder)
-    with only_writer(folder), StopSignals() as signals:
-        sweep_parts(folder)
-        run = Run(config)
-        log(run.describe())
-        begin(run, config["resume"], pretrained)
+def train(config: dict[str, Any], options: dict[str, Any] | None = None) -> Path:
+    """Trains on the text that the config names; returns the final model's path.
+
+    Keys that `config` lacks have their defaults. `options` are those of the command line: what they
+    say counts more, and was certainly meant.
+    """
+    check_alone()
+    start = time.monotonic()
+    constants = {"use_pretrained": USE_PRETRAINED, "model_name": MODEL_NAME}
+    asked = wanted({**constants, **config}, options or {})
+    make_folder(asked.folder)
+    with only_writer(asked.folder), StopSignals() as signals:
+        from training import begin, store  # bring torch, which --help need not wait for
+
+        sweep_parts(asked.folder)
+        run = begin.begin(asked)
         signals.hold()
         try:
-            train_to_the_end(run, signals.check)
+            train_to_the_end(run, signals)
         except Stopped as stopped:
-            raise Stopped(stopped.number, run.leave()) from None
-        path = save_final_model(run)
-        compare_strategies(run, path, signals.check)
+            raise Stopped(stopped.number, store.leave(run)) from None
+        path = store.save_final(run)
+        with signals.interruptible():
+            compare_strategies(run, path)
+        log(last_line(run, path, minutes=(time.monotonic() - start) / 60))
         return path
 
 
-def pretrained_weights(config: dict[str, Any]) -> Pretrained | None:
-    """What a run starts from, None for random weights."""
-    if config["weights_path"]:
-        return from_safetensors(config["weights_path"])
-    return official(MODEL_NAME) if USE_PRETRAINED else None
+def train_to_the_end(run: "Run", signals: StopSignals) -> None:
+    """The training loop; a signal is waited for, so that every update is whole."""
+    from training import store
 
-
-def train_to_the_end(run: Run, poll: Callable[[], None]) -> None:
-    """The training loop; `poll` may raise between updates to leave it in order."""
     with tqdm(total=run.num_steps, initial=run.step, unit="step", disable=None) as bar:
         while True:
             if run.is_evaluation_due():
-                run.evaluate(poll)
+                evaluate(run, signals)
             if run.is_save_due():
-                run.try_to_save()
+                store.try_to_save(run)
             if run.is_over():
-                break
-            poll()
+                return
+            signals.check()
             run.update()
             bar.update()
-            bar.set_postfix_str(str(run.progress))
+            bar.set_postfix_str(str(run.pace))
 
 
-def save_final_model(run: Run) -> Path:
-    """Writes the model of the last step, or with `patience` that of the best evaluation."""
-    path = run.folder / checkpoint.FINAL_NAME
-    checkpoint.save(path, run.final_state())
-    log(f"saved     {path}\n")
-    return path
+def evaluate(run: "Run", signals: StopSignals) -> None:
+    """Shows where the run stands. Measuring may be interrupted, recording may not."""
+    from training import store
+
+    with signals.interruptible():
+        loss, sample = run.measure()
+    run.record(loss)
+    store.keep_if_best(run)
+    run.report(sample)
 
 
-def compare_strategies(run: Run, path: Path, poll: Callable[[], None]) -> None:
+def compare_strategies(run: "Run", path: Path) -> None:
     """Shows what each way of sampling makes of the final model, beside held-out text."""
+    from generation.comparison import COMPARISON_NAME, Reference, compare_settings, plot_comparison
+    from generation.fast_weights import prepared
+    from generation.generator import TextGenerator
+    from storage.checkpoint import load_model
+    from training.run import SAMPLING
+
     if not run.config["sample_tokens"]:
         return
+    model = prepared(load_model(path), device=run.learner.machine.device)
     comparison = compare_settings(
-        TextGenerator(
-            prepared(checkpoint.load_model(path), device=run.machine.device), run.tokenizer
-        ),
+        TextGenerator(model, run.tokenizer),
         run.config["sample_prompt"],
         max_new_tokens=run.config["sample_tokens"],
         seed=SAMPLING["seed"],
         reference=Reference(run.corpus.train_ids, run.corpus.val_ids.numpy()),
     )
-    log(str(comparison))
-    try:
+    log(f"{comparison}\n")
+    with only_warn(f"no {COMPARISON_NAME}"):
         plot_comparison(run.folder / COMPARISON_NAME, comparison)
-    except OSError as error:
-        log(f"warning: no picture of the comparison ({run.folder}): {error}")
+
+
+def last_line(run: "Run", path: Path, *, minutes: float) -> str:
+    best = run.history.best
+    place = "" if path == Path(path.name) else f" --checkpoint {shlex.quote(str(path))}"
+    prompt = shlex.quote(run.config["sample_prompt"] or "Once upon a time")
+    return (
+        f"done      {minutes:.1f} minutes, best validation loss {best.loss:.3f} at step "
+        f"{best.step:,}; next: python generate.py{place} --prompt {prompt}"
+    )
 
 
 def main() -> None:
-    source = Path(__file__).read_text(encoding="utf-8")
-    train(settings.from_command_line(sys.argv[1:], config, source=source))
+    train(config, options_from(sys.argv[1:], config))
 
 
 if __name__ == "__main__":

@@ -22,8 +22,7 @@ from corpus.vocabulary import Vocabulary
 from model import InputEmbeddings, Transformer, build_transformer
 from system.machine import Machine, tune_process
 from training.loss import ALIGNED_ROWS, NextTokenLoss
-from training.optim import BETAS, build_optimizer, clip_gradients
-from training.schedule import set_learning_rate
+from training.optim import BETAS, build_optimizer, clip_gradients, set_learning_rate
 
 LEARNING_RATE, WEIGHT_DECAY, MAX_GRAD_NORM = 3e-4, 0.1, 1.0
 LossOf = Callable[[Tensor, Tensor], Tensor]  # inputs and targets (B, T) -> the mean loss

@@ -1,4 +1,4 @@
-"""Numbers about a run: the validation loss, the history of losses, the plot."""
+"""What a run has measured: a record of every update, the evaluations, the pace."""
 
 import math
 from collections import deque
@@ -7,6 +7,19 @@ from typing import Any
 
 import numpy as np
 import torch
+
+
+@dataclass(frozen=True)
+class UpdateRecord:
+    """One update of the weights: mean loss in nats a token, norm of the gradient, what it took."""
+
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    num_tokens: int
+    seconds: float
+    memory_bytes: int
+    is_applied: bool  # False where a float16 gradient overflowed
 
 
 @dataclass(frozen=True)
@@ -26,11 +39,23 @@ class Evaluation:
 
 @dataclass
 class History:
-    """What a run has measured so far: the loss of every update, and the evaluations."""
+    """What a run has measured so far: three numbers of every update, and the evaluations."""
 
     train_losses: list[float] = field(default_factory=list)  # of update 0, 1, ...
+    num_tokens: list[int] = field(default_factory=list)
+    learning_rates: list[float] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
     num_skipped: int = 0  # updates left out because a float16 gradient overflowed
+
+    def add(self, record: UpdateRecord) -> None:
+        self.train_losses.append(record.loss)
+        self.num_tokens.append(record.num_tokens)
+        self.learning_rates.append(record.learning_rate)
+        self.num_skipped += not record.is_applied
+
+    @property
+    def tokens_seen(self) -> int:
+        return sum(self.num_tokens)
 
     def is_evaluated(self, step: int) -> bool:
         return any(evaluation.step == step for evaluation in self.evaluations)
@@ -60,39 +85,50 @@ class History:
         """Tensors and plain values, for a checkpoint."""
         return {
             "train_losses": torch.tensor(self.train_losses, dtype=torch.float64),
+            "num_tokens": torch.tensor(self.num_tokens, dtype=torch.int64),
+            "learning_rates": torch.tensor(self.learning_rates, dtype=torch.float64),
             "evaluations": [asdict(evaluation) for evaluation in self.evaluations],
             "num_skipped": self.num_skipped,
         }
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> "History":
-        evaluations = [Evaluation(**evaluation) for evaluation in state["evaluations"]]
-        return cls(state["train_losses"].tolist(), evaluations, state["num_skipped"])
-
-
-class Progress:
-    """The latest update's numbers and the pace of the last fifty, as a text for the bar."""
-
-    def __init__(self) -> None:
-        self._pace: deque[tuple[int, float]] = deque(maxlen=50)  # (tokens, seconds) of updates
-        self._latest = ""
-
-    def add(
-        self,
-        *,
-        loss: float,
-        learning_rate: float,
-        grad_norm: float,
-        num_tokens: int,
-        seconds: float,
-        memory_bytes: int,
-    ) -> None:
-        self._pace.append((num_tokens, seconds))
-        tokens, total_seconds = map(sum, zip(*self._pace, strict=True))
-        self._latest = (
-            f"loss {loss:.3f}  lr {learning_rate:.1e}  norm {grad_norm:.2f}  "
-            f"{tokens / total_seconds:,.0f} tok/s  {memory_bytes / 1e9:.1f} GB"
+        """The history of a checkpoint; earlier versions have not noted tokens and rates."""
+        none = torch.zeros(0)
+        return cls(
+            state["train_losses"].tolist(),
+            state.get("num_tokens", none).tolist(),
+            state.get("learning_rates", none).tolist(),
+            [Evaluation(**evaluation) for evaluation in state["evaluations"]],
+            state["num_skipped"],
         )
 
+
+@dataclass(frozen=True)
+class Report:
+    """What is shown at an evaluation: the history with it, the pace, and what the model writes."""
+
+    history: History
+    pace: str
+    sample: str
+
+
+class Pace:
+    """The latest update in one line, with the speed of the last fifty."""
+
+    def __init__(self) -> None:
+        self._recent: deque[UpdateRecord] = deque(maxlen=50)
+
+    def add(self, record: UpdateRecord) -> None:
+        self._recent.append(record)
+
     def __str__(self) -> str:
-        return self._latest
+        if not self._recent:
+            return ""
+        latest = self._recent[-1]
+        seconds = sum(record.seconds for record in self._recent)
+        speed = sum(record.num_tokens for record in self._recent) / seconds
+        return (
+            f"loss {latest.loss:.3f}  lr {latest.learning_rate:.1e}  norm {latest.grad_norm:.2f}  "
+            f"{speed:,.0f} tok/s  {latest.memory_bytes / 1e9:.1f} GB"
+        )

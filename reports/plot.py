@@ -1,36 +1,35 @@
 """The picture of a run: losses, perplexity and learning rate."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from reports.history import History
+from reports.history import History, Report
 from system.files import write_durably
 
+PLOT_NAME = "training_losses.png"
 PLOTTED_POINTS = 300
 
 
-def plot_history(
-    path: Path,
-    history: History,
-    *,
-    tokens_seen: Callable[[int], int],
-    learning_rate: Callable[[int], float],
-) -> None:
-    """Draws losses, perplexity and learning rate against tokens seen into a PNG file.
+def draw(path: Path, report: Report) -> None:
+    """Draws the history as it is by now; before the first update there is no curve."""
+    if report.history.train_losses:
+        plot_history(path, report.history)
 
-    `tokens_seen(step)` and `learning_rate(step)` are functions of the number of updates made.
-    """
+
+def plot_history(path: Path, history: History) -> None:
+    """Draws losses, perplexity and the learning rate against tokens seen into a PNG file."""
     from matplotlib.figure import Figure  # not pyplot: needs no display and keeps no global state
     from matplotlib.ticker import EngFormatter
 
     figure = Figure(figsize=(8, 6), layout="constrained")
     losses, rates = figure.subplots(2, sharex=True, height_ratios=[3, 1])
+    tokens = np.cumsum([0, *history.num_tokens])  # seen before update 0, 1, ...
 
     steps, means = binned(history.train_losses, max_points=PLOTTED_POINTS)
-    losses.plot([tokens_seen(step) for step in steps], means, lw=1, label="training")
+    losses.plot(tokens[steps], means, lw=1, label="training")
     evaluations = history.evaluations
     losses.plot(
         [evaluation.tokens_seen for evaluation in evaluations],
@@ -44,8 +43,7 @@ def plot_history(
     losses.legend()
     add_perplexity_axis(losses)
 
-    steps = range(len(history.train_losses))
-    rates.plot([tokens_seen(step) for step in steps], [learning_rate(step) for step in steps])
+    rates.plot(tokens[:-1], history.learning_rates)
     rates.set(xlabel="tokens seen", ylabel="learning rate", ylim=(0, None))
     rates.grid(alpha=0.3)
     rates.xaxis.set_major_formatter(EngFormatter(sep=""))

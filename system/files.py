@@ -10,7 +10,7 @@ import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import BinaryIO
@@ -56,6 +56,13 @@ def check_writable(folder: str | Path) -> None:
         raise OutputError(f"the output folder is a file ({folder}): choose another output_dir")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise OutputError(f"the output folder is read-only ({folder}): choose another output_dir")
+
+
+def make_folder(folder: str | Path) -> None:
+    """Makes the folder where it is missing; OutputError unless files can be made in it."""
+    with suppress(FileExistsError):  # a file: the check says so
+        as_path(folder).mkdir(parents=True, exist_ok=True)
+    check_writable(folder)
 
 
 # ---------------------------------------------------------------- whole files

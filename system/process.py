@@ -160,6 +160,15 @@ def warn(problem: str) -> None:
     note(f"warning: {problem}")
 
 
+@contextmanager
+def only_warn(loss: str) -> Iterator[None]:
+    """A file that cannot be written is a warning inside: training goes on without it."""
+    try:
+        yield
+    except (ImportError, OSError) as error:
+        warn(f"{loss}: {describe(error)}")
+
+
 def _print(line: str, stream: TextIO) -> None:
     with suppress(OSError):
         tqdm.write(line, file=stream)

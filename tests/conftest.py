@@ -16,9 +16,10 @@ from tiny_run import prepare
 
 import generate
 import train
+from generation import comparison
+from reports import plot
 from system.process import run_command
 from tokenizer import END_OF_TEXT, GPT2Tokenizer
-from training import run as run_module
 
 ROOT = Path(train.__file__).parent
 TINY = {
@@ -109,7 +110,6 @@ def trained_in(text_folder: Path, tiny_config: dict[str, Any]) -> Callable[..., 
 
     def run(name: str, **changed: Any) -> Path:
         folder = Path(name)
-        folder.mkdir(exist_ok=True)
         path = train.train({**tiny_config, "output_dir": name, **changed})
         assert path == folder / "final_trained_model.pt"
         return folder
@@ -158,8 +158,8 @@ def trained(
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with a tiny run's text; its pictures, most of its time, are left out."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run_module.Run, "plot", lambda run: None)
-    monkeypatch.setattr(train, "plot_comparison", lambda path, comparison: None)
+    monkeypatch.setattr(plot, "plot_history", lambda path, history: None)
+    monkeypatch.setattr(comparison, "plot_comparison", lambda path, shown: None)
     prepare(tmp_path)
     return tmp_path
 

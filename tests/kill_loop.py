@@ -23,24 +23,24 @@ import torch
 from tiny_run import CONFIG, fingerprint, prepare, train_quickly, without_plots
 
 from tokenizer import GPT2Tokenizer
-from training import run as run_module
+from training.run import Run
 
 LOG_NAME = "batches.log"
 
 
 def log_batches() -> None:
     """Each update first notes its step and the windows it reads."""
-    update = run_module.Run.update
+    update = Run.update
 
-    def logged(run: run_module.Run) -> None:
-        indices = ",".join(map(str, run.batches.window_indices(run.step)))
+    def logged(run: Run) -> None:
+        indices = ",".join(map(str, run.corpus.batches.window_indices(run.step)))
         line = f"{run.step} {indices}\n".encode()
         descriptor = os.open(LOG_NAME, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.write(descriptor, line)
         os.close(descriptor)
         update(run)
 
-    run_module.Run.update = logged
+    Run.update = logged
 
 
 def fork(life: Callable[[], Any]) -> int:

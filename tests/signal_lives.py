@@ -8,6 +8,7 @@ import json
 import os
 import random
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,22 +19,39 @@ import torch
 from kill_loop import LOG_NAME, fork, log_batches, one_life
 from tiny_run import fingerprint, prepare, train_quickly, without_plots
 
-import data
 import train
+from corpus import token_cache
 from generation import generator
 from storage import checkpoint
 from system.process import run_command
 from tokenizer import GPT2Tokenizer
-from training import run as run_module
+from training import learner, store
+from training.run import Run
 
 PLACES: dict[str, tuple[Any, str]] = {
-    "tokenizing": (data, "write_ids"),
-    "first step": (run_module.Run, "update"),
-    "evaluation": (run_module, "mean_loss"),
+    "tokenizing": (token_cache, "write_ids"),
+    "first step": (Run, "update"),
+    "evaluation": (learner, "mean_loss"),
     "sampling": (generator.TextGenerator, "generate"),
-    "saving": (run_module.Run, "save"),
-    "final save": (train, "save_final_model"),
+    "saving": (store, "save"),
+    "final save": (store, "save_final"),
     "strategies": (train, "compare_strategies"),
+}
+SIGNALS = {
+    "SIGINT": [signal.SIGINT],
+    "SIGTERM": [signal.SIGTERM],
+    "SIGHUP": [signal.SIGHUP],
+    "SIGINT twice": [signal.SIGINT, signal.SIGINT],
+}
+FEW = {  # for every change; `--all` leads the life of every signal in every place
+    "SIGINT in tokenizing",
+    "SIGHUP in first step",
+    "SIGTERM in evaluation",
+    "SIGINT in sampling",
+    "SIGINT in saving",
+    "SIGTERM in final save",
+    "SIGHUP in strategies",
+    "SIGINT twice in evaluation",
 }
 
 
@@ -100,18 +118,14 @@ def main() -> None:
         assert one_life(None, plots=False)
         seconds = time.monotonic() - start
     expected = fingerprint(Path(checkpoint.FINAL_NAME))
+    every = {f"{name} in {place}": (place, name) for place in PLACES for name in SIGNALS}
+    wanted = every if "--all" in sys.argv else {life: every[life] for life in sorted(FEW)}
     ends = {}
-    for place in PLACES:
-        for name, numbers in {
-            "SIGINT": [signal.SIGINT],
-            "SIGTERM": [signal.SIGTERM],
-            "SIGHUP": [signal.SIGHUP],
-            "SIGINT twice": [signal.SIGINT, signal.SIGINT],
-        }.items():
-            prepare(home / f"{place} {name}")
-            code = end_of(fork(with_signals(place, numbers)))
-            ends[f"{name} in {place}"] = report(code, expected)
-    for number in range(25):
+    for life, (place, name) in wanted.items():
+        prepare(home / life)
+        code = end_of(fork(with_signals(place, list(SIGNALS[name]))))
+        ends[life] = report(code, expected)
+    for number in range(25 if "--all" in sys.argv else 0):
         prepare(home / f"random {number}")
         child = fork(resumable)
         time.sleep(chance.uniform(0.05, 1.2) * seconds)

@@ -156,7 +156,7 @@ def is_free_of_work(node: ast.stmt) -> bool:
     if isinstance(node, ast.Import | ast.ImportFrom | ast.FunctionDef | ast.ClassDef):
         return True
     if isinstance(node, ast.If):
-        return ast.unparse(node.test) == "__name__ == '__main__'"
+        return ast.unparse(node.test) in ("__name__ == '__main__'", "TYPE_CHECKING")
     if isinstance(node, ast.Assign | ast.AnnAssign):
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]
         names = {name.id for name in ast.walk(ast.Tuple(targets)) if isinstance(name, ast.Name)}

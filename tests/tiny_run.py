@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 import train
+from generation import comparison
+from reports import plot
 from storage import checkpoint
-from training import run as run_module
 
 REPOSITORY = Path(train.__file__).parent
 TEXT_CHARS = 2400
@@ -56,8 +57,7 @@ def train_quickly(**changes: Any) -> Path:
 
 def without_plots() -> None:
     """Leaves the plots out from now on: most of a tiny run's time, and of no weight in it."""
-    run_module.Run.plot = lambda run: None
-    train.plot_comparison = lambda path, comparison: None
+    plot.plot_history = comparison.plot_comparison = lambda path, shown: None
 
 
 def fingerprint(path: Path) -> str:

@@ -1,16 +1,30 @@
 """Whether a run fits: the memory and the disk space that it needs, told before its first step."""
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
+from corpus.corpus import Corpus
+from storage import run_folder
 from system.errors import OutOfRoomError, OutputError
+from system.machine import Machine
+from tokenizer import END_OF_TEXT_ID
+from training.optim import OPTIMIZERS
 
-MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
+
+
+def check(
+    config: dict[str, Any], corpus: Corpus, machine: Machine, *, run_id: str | None = None
+) -> None:
+    """Raises if memory or disk are too small; `run_id` is that of a run which goes on."""
+    needed = training_bytes(config, corpus, bytes_per_activation=machine.dtype.itemsize)
+    check_memory(config, needed, num_rows=corpus.vocabulary.size, device=machine.device)
+    num_steps = config["num_epochs"] * corpus.batches.num_per_epoch
+    check_disk(config, num_rows=corpus.vocabulary.size, num_steps=num_steps, run_id=run_id)
 
 
 def num_parameters(config: dict[str, Any], num_rows: int) -> int:
@@ -23,30 +37,26 @@ def num_parameters(config: dict[str, Any], num_rows: int) -> int:
     return (num_rows + config["seq_len"]) * C + config["num_layers"] * block + 2 * C
 
 
-def training_bytes(
-    config: dict[str, Any], *, num_rows: int, num_windows: int, bytes_per_activation: int
-) -> int:
-    """The least that a training step holds: weights, gradients, AdamW's moments, activations.
+def num_moments(config: dict[str, Any]) -> int:
+    return OPTIMIZERS[config["optimizer"]].num_moments
+
+
+def training_bytes(config: dict[str, Any], corpus: Corpus, *, bytes_per_activation: int) -> int:
+    """The least that a training step holds: weights, gradients, moments in float32, activations.
 
     A lower bound on purpose, so that no run which could work is refused.
     """
-    tokens = min(config["batch_size"], num_windows) * config["seq_len"]
+    per_parameter = 4 * (2 + num_moments(config))
+    num_windows = min(config["batch_size"], len(corpus.batches.dataset))
     per_token = config["num_layers"] * (6 * config["embedding_dim"] + config["ffn_hidden_dim"])
-    return 16 * num_parameters(config, num_rows) + tokens * per_token * bytes_per_activation
+    activations = num_windows * config["seq_len"] * per_token * bytes_per_activation
+    return per_parameter * num_parameters(config, corpus.vocabulary.size) + activations
 
 
 def check_memory(
-    config: dict[str, Any],
-    *,
-    num_rows: int,
-    num_windows: int,
-    device: torch.device,
-    dtype: torch.dtype,
+    config: dict[str, Any], needed: int, *, num_rows: int, device: torch.device
 ) -> None:
-    """OutOfRoomError if the training cannot fit into what the device has free."""
-    needed = training_bytes(
-        config, num_rows=num_rows, num_windows=num_windows, bytes_per_activation=dtype.itemsize
-    )
+    """OutOfRoomError if so many bytes are more than the device has free."""
     available = available_memory(device)
     if needed > available:
         raise OutOfRoomError(
@@ -58,47 +68,34 @@ def check_memory(
 
 
 def available_memory(device: torch.device) -> int:
-    """Bytes that a process can still take on the device."""
+    """Bytes that a process can still take on the device, swap and a container's limit included."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    free = [host_memory()]
+    free = [psutil.virtual_memory().available + psutil.swap_memory().free]
     limit, current = CGROUP / "memory.max", CGROUP / "memory.current"
     if limit.is_file() and current.is_file() and limit.read_text().strip().isdigit():
-        cached = field(CGROUP / "memory.stat", "inactive_file", unit=1)
+        table = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        cached = int(table.get("inactive_file", 0))
         free.append(int(limit.read_text()) - int(current.read_text()) + cached)
     return max(0, min(free))
 
 
-def host_memory() -> int:
-    """Free memory and swap where the kernel tells, else all the memory there is."""
-    if MEMINFO.is_file():
-        return field(MEMINFO, "MemAvailable:", unit=1024) + field(MEMINFO, "SwapFree:", unit=1024)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def field(path: Path, name: str, *, unit: int) -> int:
-    """The number after the name in a table of the kernel's, 0 where it is not listed."""
-    for line in path.read_text().splitlines():
-        words = line.split()
-        if words[0] == name:
-            return int(words[1]) * unit
-    return 0
-
-
 def check_disk(
-    folder: Path, config: dict[str, Any], *, num_rows: int, vocab_size: int, num_steps: int
+    config: dict[str, Any], *, num_rows: int, num_steps: int, run_id: str | None = None
 ) -> None:
-    """OutputError if the folder's disk is too small for the run's files.
+    """OutputError if the output folder's disk is too small for the run's files.
 
-    A checkpoint holds the full model and two moments of the trained one. One more than are kept
-    has to fit, for the new one is there before the oldest goes; then the best and the final model.
+    A checkpoint holds the full model and the moments of the trained one. One more than are kept has
+    to fit, for the new one is there before the oldest goes; then the best and the final model. Room
+    is what is free, and what the run's own checkpoints, which it replaces, take already.
     """
-    model = 4 * num_parameters(config, vocab_size)
-    moments = 8 * num_parameters(config, num_rows)
+    folder = Path(config["output_dir"])
+    model = 4 * num_parameters(config, END_OF_TEXT_ID + 1)
+    moments = 4 * num_moments(config) * num_parameters(config, num_rows)
     num_kept = min(config["keep_checkpoints"], -(-num_steps // config["save_freq"]))
     needed = (model + moments) * (num_kept + 1) + 2 * model
-    ours = [*folder.glob("model_checkpoint_step_*.pt"), *folder.glob("*_model.pt")]
-    available = shutil.disk_usage(folder).free + sum(path.stat().st_size for path in ours)
+    own = run_folder.of_run(folder, run_id) if run_id else []
+    available = shutil.disk_usage(folder).free + sum(path.stat().st_size for path in own)
     if needed > available:
         raise OutputError(
             f"the disk is too small ({folder.resolve()}: {(model + moments) / 1e6:,.0f} MB x "

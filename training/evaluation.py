@@ -1,30 +1,21 @@
 """How good the model is on text that it has not seen."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from torch import Tensor, nn
 
 from model import evaluation_mode
 
 
-def mean_loss(
-    objective: nn.Module,
-    ids: Tensor,
-    *,
-    seq_len: int,
-    batch_size: int,
-    poll: Callable[[], None] = lambda: None,
-) -> float:
+def mean_loss(objective: nn.Module, ids: Tensor, *, seq_len: int, batch_size: int) -> float:
     """Mean next-token loss in nats over ids (N,): every token after the first is predicted once.
 
-    `objective(inputs, targets, num_tokens=1)` gives the summed loss of a batch. `poll` is called
-    before each batch and may raise to give up.
+    `objective(inputs, targets, num_tokens=1)` gives the summed loss of a batch.
     """
     total = 0.0
     with evaluation_mode(objective):
         for inputs, targets in evaluation_batches(ids, seq_len=seq_len, batch_size=batch_size):
-            poll()
             total += objective(inputs, targets, num_tokens=1).item()
     return total / (len(ids) - 1)
 

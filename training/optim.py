@@ -1,7 +1,7 @@
-"""How weights are updated: parameter groups, AdamW, the learning rate of each step."""
+"""How weights are updated: the optimizers by name, their parameter groups, clipping."""
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ BETAS = (0.9, 0.95)  # Brown et al. 2020 (GPT-3), appendix B
 
 
 def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:
-    """Every parameter in one of two groups: matrices decay, vectors (biases, norms) do not."""
+    """Every parameter that learns in one of two groups: matrices decay, biases and norms do not."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
@@ -19,14 +19,33 @@ def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str,
     ]
 
 
-def build_optimizer(model: nn.Module, *, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019), one fused kernel where the device has it; rate not set."""
-    device_type = next(model.parameters()).device.type
-    return torch.optim.AdamW(
-        parameter_groups(model, weight_decay=weight_decay),
-        betas=BETAS,
-        fused=device_type in ("cpu", "cuda"),
-    )
+def adamw(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter 2019), one fused kernel where the device has it."""
+    devices = {parameter.device.type for group in groups for parameter in group["params"]}
+    return torch.optim.AdamW(groups, betas=BETAS, fused=devices <= {"cpu", "cuda"})
+
+
+class OptimizerKind(NamedTuple):
+    """How to build it from parameter groups, and how many numbers it keeps for each parameter."""
+
+    build: Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
+    num_moments: int
+
+
+OPTIMIZERS = {"adamw": OptimizerKind(adamw, num_moments=2)}
+
+
+def build_optimizer(
+    model: nn.Module, name: str = "adamw", *, weight_decay: float
+) -> torch.optim.Optimizer:
+    """The named optimizer over the model's parameters; its rate is set before each update."""
+    return OPTIMIZERS[name].build(parameter_groups(model, weight_decay=weight_decay))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Gives every parameter group the rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:

@@ -3,8 +3,6 @@
 import math
 from collections.abc import Callable
 
-import torch
-
 DECAY_PART = 0.2  # the share of the steps in which the "decay" schedule falls
 SCHEDULES: dict[str, Callable[[float], float]] = {  # progress in [0, 1] -> what is left of the rate
     "constant": lambda progress: 1.0,
@@ -33,9 +31,3 @@ def learning_rate_at(
     progress = min(1.0, (step - warmup_steps) / max(1, num_steps - 1 - warmup_steps))
     remaining = SCHEDULES[lr_schedule](progress)
     return learning_rate * (lr_min_ratio + (1 - lr_min_ratio) * remaining)
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Gives every parameter group the rate."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate

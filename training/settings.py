@@ -1,26 +1,35 @@
-"""Which configs make sense, and how the command line changes one."""
+"""The keys of a config: default, remark, rule, and what a resume may change. One table of them.
 
-import difflib
+The dict in train.py is what people edit; a key that it lacks has the default. The command line, the
+checks, `--help`, resume and docs/settings.md all read this table. It imports no torch.
+"""
+
 import math
 import os
 import re
-import reprlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from system.command_line import Parser
-from system.errors import ConfigError
+from training.schedule import SCHEDULES
 
-REMARK = re.compile(r'^    "(\w+)": .*?  # (.+)$', re.MULTILINE)
+# What a resume may do with a key.
+FIXED = "fixed"  # the weights have that shape
+ORDERED = "ordered"  # the batches or the moments depend on it: only another text may change it
+FREE = "free"  # may change, which is said
+SILENT = "silent"  # of no consequence to what is learned
+
+
+# ---------------------------------------------------------------- rules
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What a value must be, as a test and in words."""
+    """What a value must be, as a test and in words, and how an option's text becomes one."""
 
     is_met: Callable[[Any], bool]
     wants: str
+    read: Callable[[str], Any] = str
 
 
 def is_whole(value: Any) -> bool:
@@ -42,162 +51,128 @@ def is_path(value: Any) -> bool:
     return True
 
 
-def whole(least: int) -> Rule:
-    return Rule(lambda value: is_whole(value) and value >= least, f"a whole number >= {least}")
+def is_optimizer(value: Any) -> bool:
+    from training.optim import OPTIMIZERS  # brings torch, which --help need not wait for
+
+    return isinstance(value, str) and value in OPTIMIZERS
 
 
-def number(test: Callable[[float], bool], wants: str) -> Rule:
-    return Rule(lambda value: is_number(value) and test(value), f"a number {wants}")
-
-
-def one_of(*choices: str) -> Rule:
-    return Rule(
-        lambda value: isinstance(value, str) and value in choices, "one of " + ", ".join(choices)
-    )
-
-
-AT_LEAST_0, AT_LEAST_1 = whole(0), whole(1)
-NOT_NEGATIVE = number(lambda value: value >= 0, ">= 0")
-POSITIVE = number(lambda value: value > 0, "> 0")
-SHARE_BELOW_1 = number(lambda value: 0 <= value < 1, "in [0, 1)")
-SWITCH = Rule(lambda value: isinstance(value, bool), "True or False")
-TEXT = Rule(lambda value: isinstance(value, str), "a string")
-DEVICE_NAME = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
-
-RULES = {
-    "seq_len": AT_LEAST_1,
-    "embedding_dim": AT_LEAST_1,
-    "num_layers": AT_LEAST_1,
-    "num_heads": AT_LEAST_1,
-    "dropout": SHARE_BELOW_1,
-    "ffn_hidden_dim": AT_LEAST_1,
-    "batch_size": AT_LEAST_1,
-    "grad_accum_steps": AT_LEAST_1,
-    "learning_rate": POSITIVE,
-    "lr_schedule": one_of("constant", "cosine", "decay"),
-    "lr_min_ratio": number(lambda value: 0 <= value <= 1, "in [0, 1]"),
-    "warmup_steps": AT_LEAST_0,
-    "weight_decay": NOT_NEGATIVE,
-    "max_grad_norm": POSITIVE,
-    "num_epochs": AT_LEAST_1,
-    "patience": AT_LEAST_0,
-    "data": TEXT,
-    "stride": AT_LEAST_1,
-    "val_fraction": number(lambda value: 0 < value <= 0.5, "in (0, 0.5]"),
-    "replace_invalid_utf8": SWITCH,
-    "share_unused_tokens": SWITCH,
-    "eval_freq": AT_LEAST_1,
-    "eval_tokens": whole(2),
-    "save_freq": AT_LEAST_1,
-    "keep_checkpoints": AT_LEAST_1,
-    "sample_prompt": TEXT,
-    "sample_tokens": AT_LEAST_0,
-    "output_dir": Rule(lambda value: is_path(value), "a folder's path"),
-    "weights_path": TEXT,
-    "seed": number(lambda value: is_whole(value) and 0 <= value < 2**31, "in [0, 2**31), whole"),
-    "device": Rule(
-        lambda value: isinstance(value, str) and DEVICE_NAME.fullmatch(value) is not None,
-        "auto, cpu, mps, cuda or cuda:N",
-    ),
-    "precision": one_of("auto", "float32", "bfloat16", "float16"),
-    "compile": one_of("auto", "on", "off"),
-    "resume": Rule(
-        lambda value: isinstance(value, bool) or is_path(value),
-        "True, False or a checkpoint's path",
-    ),
-    "allow_other_text": SWITCH,
-}
-
-
-def check(config: dict[str, Any]) -> None:
-    """ConfigError with every problem: unknown and missing keys, wrong values, impossible pairs."""
-    problems = problems_of(config)
-    if problems:
-        raise ConfigError("config: " + "; ".join(problems))
-
-
-def problems_of(config: dict[str, Any]) -> list[str]:
-    """What is wrong with a config, each problem in a few words."""
-    problems = [unknown_key(key) for key in config if key not in RULES]
-    problems += [f"{key} is missing" for key in RULES if key not in config]
-    wrong = [key for key in RULES if key in config and not RULES[key].is_met(config[key])]
-    problems += [f"{key}={shown(config[key])} is not {RULES[key].wants}" for key in wrong]
-    if not {"embedding_dim", "num_heads"} & {*wrong, *(RULES.keys() - config.keys())}:
-        problems += head_problems(config["embedding_dim"], config["num_heads"])
-    return problems
-
-
-def shown(value: Any) -> str:
-    """The value as it is typed, of bounded length."""
-    if isinstance(value, int) and value.bit_length() > 128:
-        return f"a number of {value.bit_length()} bits"
-    brief = reprlib.Repr()
-    brief.maxstring = brief.maxother = 80
-    return brief.repr(value)
-
-
-def unknown_key(key: Any) -> str:
-    """What is said of a key that does not exist, with the nearest one that does."""
-    nearest = difflib.get_close_matches(str(key), RULES, n=1)
-    return f"unknown key {key!r}" + (f", did you mean {nearest[0]}?" if nearest else "")
-
-
-def head_problems(embedding_dim: int, num_heads: int) -> list[str]:
-    if embedding_dim % num_heads == 0:
-        return []
-    nearest = max(1, round(embedding_dim / num_heads)) * num_heads
-    return [
-        f"embedding_dim={embedding_dim} is not a multiple of num_heads={num_heads} "
-        f"({embedding_dim} = {embedding_dim // num_heads} x {num_heads} + "
-        f"{embedding_dim % num_heads}): try {nearest}"
-    ]
-
-
-def check_warmup(warmup_steps: int, num_steps: int) -> None:
-    """ConfigError if the warm-up is longer than the run."""
-    if warmup_steps > num_steps:
-        raise ConfigError(
-            f"config: warmup_steps={warmup_steps} is more than the run's {num_steps} steps "
-            f"(num_epochs x batches per epoch): try {num_steps // 10}"
-        )
-
-
-def from_command_line(
-    arguments: Sequence[str], defaults: dict[str, Any], *, source: str
-) -> dict[str, Any]:
-    """The defaults with what `--key value` changes; --help shows the remarks beside the keys.
-
-    `source` is the script that holds the defaults, one `"key": value,  # remark` a line.
-    """
-    parser = Parser(
-        description="Trains a GPT on the first of TinyStories.txt, data.txt and example.txt.",
-        allow_abbrev=False,
-    )
-    remarks = dict(REMARK.findall(source))
-    for key, default in defaults.items():
-        parser.add_argument(
-            *dict.fromkeys([f"--{key}", f"--{key.replace('_', '-')}"]),
-            default=default,
-            type=lambda text, default=default: parsed(text, default),
-            help=f"{remarks[key]} (default: {default!r})".replace("%", "%%"),
-            metavar="VALUE",
-            **({"nargs": "?", "const": True} if key == "resume" else {}),
-        )
-    known, unknown = parser.parse_known_args(arguments)
-    if unknown:
-        names = [text.lstrip("-").split("=")[0] for text in unknown if text.startswith("--")]
-        problems = [unknown_key(name) for name in names] or [f"stray argument {unknown[0]!r}"]
-        raise ConfigError("command line: " + "; ".join(problems + problems_of(vars(known))))
-    return vars(known)
-
-
-def parsed(text: str, default: Any) -> Any:
-    """The text as the default's type, or unchanged for `check` to complain of it."""
-    if isinstance(default, bool):
-        return {"true": True, "false": False}.get(text.lower(), text)
-    for kind in {int: (int,), float: (int, float)}.get(type(default), ()):
+def read_number(text: str) -> int | float | str:
+    """3, 0.3 or 3e-4; another text as it is, for the check to complain of it."""
+    for kind in (int, float):
         try:
             return kind(text)
         except ValueError:
             continue
     return text
+
+
+def read_switch(text: str) -> bool | str:
+    return {"true": True, "false": False}.get(text.lower(), text)
+
+
+def number(test: Callable[[Any], bool], wants: str) -> Rule:
+    return Rule(lambda value: is_number(value) and test(value), wants, read_number)
+
+
+def whole(least: int, most: int = 2**63) -> Rule:
+    upper = "" if most == 2**63 else f" and < {most}"
+    return Rule(
+        lambda value: is_whole(value) and least <= value < most,
+        f"a whole number >= {least}{upper}",
+        read_number,
+    )
+
+
+def one_of(*names: str) -> Rule:
+    return Rule(
+        lambda value: isinstance(value, str) and value in names, "one of " + ", ".join(names)
+    )
+
+
+AT_LEAST_0, AT_LEAST_1 = whole(0), whole(1)
+NOT_NEGATIVE = number(lambda value: value >= 0, "a number >= 0")
+POSITIVE = number(lambda value: value > 0, "a number > 0")
+SHARE = number(lambda value: 0 <= value <= 1, "a number in [0, 1]")
+SHARE_BELOW_1 = number(lambda value: 0 <= value < 1, "a number in [0, 1)")
+UP_TO_HALF = number(lambda value: 0 < value <= 0.5, "a number in (0, 0.5]")
+SWITCH = Rule(lambda value: isinstance(value, bool), "True or False", read_switch)
+TEXT = Rule(lambda value: isinstance(value, str), "a string")
+FOLDER = Rule(is_path, "a folder's path")
+PATH_OR_EMPTY = Rule(lambda value: value == "" or is_path(value), "a path, or empty")
+RESUME = Rule(
+    lambda value: isinstance(value, bool) or is_path(value),
+    "True, False or a checkpoint's path",
+    read_switch,
+)
+DEVICE = Rule(
+    lambda value: isinstance(value, str) and bool(re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value)),
+    "auto, cpu, mps, cuda or cuda:N",
+)
+OPTIMIZER = Rule(is_optimizer, "the name of an optimizer in training/optim.py")
+SCHEDULE = one_of(*SCHEDULES)
+PRECISION = one_of("auto", "float32", "bfloat16", "float16")
+COMPILE = one_of("auto", "on", "off")
+OFFICIAL = one_of("gpt2-small (124M)", "gpt2-medium (355M)", "gpt2-large (774M)", "gpt2-xl (1558M)")
+
+
+# ---------------------------------------------------------------- the table
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key of the config."""
+
+    default: Any
+    remark: str
+    rule: Rule
+    on_resume: str = FREE
+
+
+KEYS = {
+    # the model
+    "seq_len": Key(128, "tokens that the model sees at once, its context", AT_LEAST_1, FIXED),
+    "embedding_dim": Key(256, "width of the model, a multiple of num_heads", AT_LEAST_1, FIXED),
+    "num_layers": Key(4, "transformer blocks", AT_LEAST_1, FIXED),
+    "num_heads": Key(8, "attention heads in each block", AT_LEAST_1, FIXED),
+    "dropout": Key(0.1, "share of activations zeroed; 0 suits much text", SHARE_BELOW_1),
+    "ffn_hidden_dim": Key(1024, "width inside the feed-forward layers", AT_LEAST_1, FIXED),
+    # the optimisation
+    "batch_size": Key(8, "windows in memory at once; lower it when memory runs out", AT_LEAST_1),
+    "grad_accum_steps": Key(1, "batches per update: 8 x 4 learns as 32 x 1 does", AT_LEAST_1),
+    "num_epochs": Key(5, "times that every training window is shown", AT_LEAST_1),
+    "optimizer": Key("adamw", "what turns gradients into updates", OPTIMIZER, ORDERED),
+    "learning_rate": Key(3e-4, "the highest rate; larger models want less", POSITIVE),
+    "lr_schedule": Key("decay", "constant, cosine or decay (falls in the last fifth)", SCHEDULE),
+    "lr_min_ratio": Key(0.1, "cosine and decay end at this share of learning_rate", SHARE),
+    "warmup_steps": Key(0, "updates in which the rate rises to learning_rate", AT_LEAST_0),
+    "weight_decay": Key(0.1, "pull of the matrices towards 0", NOT_NEGATIVE),
+    "max_grad_norm": Key(1.0, "longer gradients are cut to this length", POSITIVE),
+    "patience": Key(5, "evaluations without a better one that end a run; 0: none do", AT_LEAST_0),
+    "seed": Key(42, "same seed, same machine: the same bits", whole(0, 2**31), ORDERED),
+    # what it starts from
+    "use_pretrained": Key(False, "True fine-tunes the GPT-2 of model_name", SWITCH, SILENT),
+    "model_name": Key("gpt2-small (124M)", "an official GPT-2", OFFICIAL, SILENT),
+    "weights_path": Key("", "folder or .safetensors of a GPT-2 to tune", PATH_OR_EMPTY, SILENT),
+    # the text
+    "data": Key("", "a text file; empty: the first found beside train.py", PATH_OR_EMPTY, SILENT),
+    "stride": Key(64, "tokens from window to window; fewer overlap", AT_LEAST_1, ORDERED),
+    "val_fraction": Key(0.1, "share of the text, its end, for validation", UP_TO_HALF, ORDERED),
+    "replace_invalid_utf8": Key(False, "True reads invalid bytes as U+FFFD", SWITCH, ORDERED),
+    "share_unused_tokens": Key(True, "one row for all tokens that the text lacks", SWITCH, ORDERED),
+    # reports and files
+    "eval_freq": Key(500, "updates between evaluations", AT_LEAST_1),
+    "eval_tokens": Key(50_000, "validation tokens read at most in an evaluation", whole(2)),
+    "sample_prompt": Key("Once upon a time", "continued at each evaluation and at the end", TEXT),
+    "sample_tokens": Key(60, "length of these samples; 0 is none", AT_LEAST_0),
+    "save_freq": Key(1000, "updates between checkpoints", AT_LEAST_1),
+    "keep_checkpoints": Key(3, "how many of them stay, the newest", AT_LEAST_1),
+    "output_dir": Key(".", "where checkpoints, the final model and the plot go", FOLDER, SILENT),
+    "resume": Key(False, "True: from the newest checkpoint; a path: from that", RESUME, SILENT),
+    "allow_other_text": Key(False, "True resumes on another text, moments anew", SWITCH, SILENT),
+    # the machine
+    "device": Key("auto", "auto, cpu, mps, cuda or cuda:N", DEVICE),
+    "precision": Key("auto", "auto, float32, bfloat16 or float16", PRECISION),
+    "compile": Key("auto", "on, off or auto: on with CUDA, where it pays", COMPILE),
+}
+DEFAULTS = {name: key.default for name, key in KEYS.items()}

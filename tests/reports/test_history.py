@@ -1,96 +1,30 @@
-"""Numbers about a run: the validation loss against a naive one, the history, the plot."""
+"""What a run has measured: its history, the pace, the plot."""
 
 import io
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.figure
 import pytest
 import torch
-from torch import Tensor
 
-from model import Transformer, build_transformer
-from reports.history import Evaluation, History, Progress
+from reports.history import Evaluation, History, Pace, UpdateRecord
 from reports.plot import binned, plot_history
-from training.evaluation import bits_per_byte, mean_loss
-from training.loss import NextTokenLoss
 
 V, T = 11, 7
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
-@pytest.fixture
-def model() -> Transformer:
-    torch.manual_seed(0)
-    model = build_transformer(V, T, 12, 2, 3, 0.5, 20)
-    torch.nn.init.normal_(model.input_embedding.embedding.weight)  # losses that differ much
-    return model
-
-
-def some_ids(length: int) -> Tensor:
-    return torch.randint(V, (length,), generator=torch.Generator().manual_seed(1))
-
-
-def history_of(losses: list[float], train_losses: list[float] | None = None) -> History:
-    """Evaluations with these losses at the steps 0, 10, 20, ..."""
-    evaluations = [Evaluation(10 * i, 1000 * i, loss, loss / 3) for i, loss in enumerate(losses)]
-    return History(train_losses or [], evaluations)
-
-
-# ---------------------------------------------------------------- evaluation
-
-
-@torch.no_grad()
-def naive_mean_loss(model: Transformer, ids: Tensor) -> float:
-    """Token by token: each window of T, its last one shorter, forgets what was before it."""
-    losses = []
-    for i in range(len(ids) - 1):
-        window = ids[i // T * T : i + 1]
-        losses.append(-model(window[None])[0, -1].log_softmax(-1)[ids[i + 1]].item())
-    return sum(losses) / len(losses)
-
-
-@pytest.mark.parametrize("batch_size", [1, 2, 3, 100])
-@pytest.mark.parametrize("length", [2, T, T + 1, T + 2, 5 * T + 4])
-def test_mean_loss_is_the_mean_over_all_tokens_for_any_batch_size(model, length, batch_size):
-    ids = some_ids(length)
-    loss = mean_loss(NextTokenLoss(model), ids, seq_len=T, batch_size=batch_size)
-    expected = naive_mean_loss(model.eval(), ids)
-    assert loss == pytest.approx(expected, rel=1e-5)  # float32, tens of terms
-
-
-@pytest.mark.parametrize("is_training", [True, False])
-def test_evaluation_restores_the_mode_and_leaves_no_gradient(model, is_training):
-    objective = NextTokenLoss(model).train(is_training)
-    mean_loss(objective, some_ids(20), seq_len=T, batch_size=2)
-    assert {module.training for module in objective.modules()} == {is_training}
-    assert all(parameter.grad is None for parameter in model.parameters())
-    assert torch.is_grad_enabled()
-
-
-def test_poll_can_leave_an_evaluation_between_batches(model):
-    calls = []
-
-    def poll() -> None:
-        calls.append(model.training)
-        if len(calls) == 3:
-            raise InterruptedError
-
-    objective = NextTokenLoss(model).train()
-    with pytest.raises(InterruptedError):
-        mean_loss(objective, some_ids(100), seq_len=T, batch_size=2, poll=poll)
-    assert calls == [False, False, False]
-    assert model.training
-
-
-def test_bits_per_byte_of_a_fair_guess_among_256_bytes_is_eight():
-    assert bits_per_byte(math.log(256), num_tokens=5, num_bytes=5) == pytest.approx(8)
-    assert bits_per_byte(math.log(2), num_tokens=10, num_bytes=40) == pytest.approx(0.25)
-
-
-def test_perplexity_is_exp_of_the_loss_and_inf_where_that_overflows():
-    perplexities = [Evaluation(0, 0, loss, 1.0).perplexity for loss in (0.0, 2.0, 710.0, math.inf)]
-    assert perplexities == [1.0, math.exp(2.0), math.inf, math.inf]
+def history_of(losses: list[float], train_losses: Sequence[float] = ()) -> History:
+    """Evaluations with these losses at the steps 0, 10, 20, ...; updates of 100 tokens each."""
+    history = History()
+    for step, loss in enumerate(train_losses):
+        history.add(UpdateRecord(loss, 1.0, 1e-3 / (step + 1), 100, 0.05, 10**9, is_applied=True))
+    history.evaluations = [
+        Evaluation(10 * i, 1000 * i, loss, loss / 3) for i, loss in enumerate(losses)
+    ]
+    return history
 
 
 # ---------------------------------------------------------------- history
@@ -134,14 +68,33 @@ def test_the_report_at_step_0_has_no_training_loss_yet():
     assert "val 5.000" in history_of([5.0]).report()
 
 
-def test_progress_shows_the_pace_of_the_last_fifty_updates():
-    progress = Progress()
-    assert str(progress) == ""
+def test_a_history_of_an_earlier_version_has_neither_tokens_nor_rates():
+    state = history_of([3.0], train_losses=[1.0, 2.0]).state_dict()
+    del state["num_tokens"], state["learning_rates"]
+    history = History.from_state_dict(state)
+    assert (history.train_losses, history.num_tokens) == ([1.0, 2.0], [])
+
+
+def test_updates_that_overflowed_are_counted():
+    history = history_of([5.0], train_losses=[4.0])
+    history.add(UpdateRecord(3.0, math.inf, 1e-3, 50, 0.05, 10**9, is_applied=False))
+    assert (history.num_skipped, history.tokens_seen) == (1, 150)
+    assert "1 skipped" in history.report()
+
+
+def test_perplexity_is_exp_of_the_loss_and_inf_where_that_overflows():
+    perplexities = [Evaluation(0, 0, loss, 1.0).perplexity for loss in (0.0, 2.0, 710.0, math.inf)]
+    assert perplexities == [1.0, math.exp(2.0), math.inf, math.inf]
+
+
+def test_the_pace_is_that_of_the_last_fifty_updates():
+    pace = Pace()
+    assert str(pace) == ""
     numbers = {"loss": 2.5, "learning_rate": 3e-4, "grad_norm": 0.25, "memory_bytes": 1_500_000_000}
-    progress.add(num_tokens=1, seconds=1e6, **numbers)
+    pace.add(UpdateRecord(num_tokens=1, seconds=1e6, is_applied=True, **numbers))
     for _ in range(50):
-        progress.add(num_tokens=100, seconds=0.05, **numbers)
-    assert str(progress) == "loss 2.500  lr 3.0e-04  norm 0.25  2,000 tok/s  1.5 GB"
+        pace.add(UpdateRecord(num_tokens=100, seconds=0.05, is_applied=True, **numbers))
+    assert str(pace) == "loss 2.500  lr 3.0e-04  norm 0.25  2,000 tok/s  1.5 GB"
 
 
 # ---------------------------------------------------------------- the plot
@@ -178,12 +131,7 @@ def drawn(monkeypatch) -> list[matplotlib.figure.Figure]:
 
 def plot(folder: Path, history: History) -> bytes:
     path = folder / "losses.png"
-    plot_history(
-        path,
-        history,
-        tokens_seen=lambda step: 100 * step,
-        learning_rate=lambda step: 1e-3 / (step + 1),
-    )
+    plot_history(path, history)
     assert [file.name for file in folder.iterdir()] == ["losses.png"]
     return path.read_bytes()
 

@@ -12,12 +12,13 @@ import pytest
 from tiny_run import prepare, tiny_state, train_quickly
 
 from corpus import token_cache
+from reports import plot
 from storage import checkpoint, run_folder
 from system.errors import OutOfRoomError, OutputError
 from system.files import check_writable
 from system.process import describe, exit_code_of
 from training import capacity
-from training import run as run_module
+from training.run import Run
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def test_a_full_disk_in_a_periodic_save_is_a_warning_and_the_next_save_works(
 
     monkeypatch.setattr(run_folder, "save", full_at_step_6)
     train_quickly(keep_checkpoints=100)
-    assert "no checkpoint of step 6: No space left on device" in capsys.readouterr().out
+    assert "no checkpoint of step 6: No space left on device" in capsys.readouterr().err
     steps = {path.name for path in run_folder.of_run(place, run_folder.claimed_by(place))}
     assert "model_checkpoint_step_9.pt" in steps
     assert "model_checkpoint_step_6.pt" not in steps
@@ -75,7 +76,7 @@ def test_a_disk_that_is_too_small_is_refused_before_the_first_step(tmp_path, mon
     prepare(tmp_path)
     usage = capacity.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(capacity.shutil, "disk_usage", lambda path: usage._replace(free=3_000_000))
-    monkeypatch.setattr(run_module.Run, "update", None)
+    monkeypatch.setattr(Run, "update", None)
     with pytest.raises(OutputError, match=r"2 MB x \(2 \+ 1\) checkpoints .* 3 MB are there"):
         train_quickly()
 
@@ -137,20 +138,20 @@ def test_a_plot_that_cannot_be_written_is_a_warning(tmp_path, monkeypatch, capsy
     monkeypatch.chdir(tmp_path)
     prepare(tmp_path)
 
-    def no_plot(run):
+    def no_plot(path, history):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    monkeypatch.setattr(run_module.Run, "plot", no_plot)
+    monkeypatch.setattr(plot, "plot_history", no_plot)
     assert train_quickly(num_epochs=1).exists()
-    assert "warning   no training_losses.png: Permission denied" in capsys.readouterr().out
+    assert "warning: no training_losses.png: Permission denied" in capsys.readouterr().err
 
 
 def test_a_reader_never_meets_half_a_checkpoint(tmp_path):
     path = tmp_path / "model.pt"
     checkpoint.save(path, tiny_state(0))
     writer = (
-        "from pathlib import Path; from tiny_run import tiny_state; from storage import checkpoint\n"
-        f"for step in range(150): checkpoint.save(Path({str(path)!r}), tiny_state(step))"
+        "from tiny_run import tiny_state; from storage import checkpoint\n"
+        f"for step in range(150): checkpoint.save({str(path)!r}, tiny_state(step))"
     )
     places = os.pathsep.join(
         [str(Path(__file__).parent.parent), str(Path(checkpoint.__file__).parent.parent)]

@@ -12,7 +12,7 @@ from tiny_run import CONFIG, train_quickly
 from storage import checkpoint, run_folder
 from system.errors import FolderInUseError
 from system.files import only_writer
-from training import run as run_module
+from training.run import Run
 
 REPOSITORY = Path(__file__).parent.parent.parent
 OPTIONS = [f"--{key}={value}" for key, value in CONFIG.items() if value is not False]
@@ -28,11 +28,11 @@ def command(*options: str, script: str = "train.py", **more) -> subprocess.Compl
 
 def test_a_foreseen_error_is_one_line_and_its_traceback_comes_on_request(tmp_path):
     (tmp_path / "data.txt").write_text("")
-    done = command(cwd=tmp_path)
+    done = command("--data=data.txt", cwd=tmp_path)
     assert done.returncode == 3
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("error: ")
-    shown = command(cwd=tmp_path, env={"TRACEBACK": "1"})
+    shown = command("--data=data.txt", cwd=tmp_path, env={"TRACEBACK": "1"})
     assert shown.returncode == 3
     assert "Traceback" in shown.stderr
     assert shown.stderr.endswith(done.stderr)
@@ -116,14 +116,14 @@ def test_every_command_has_its_code_and_one_line(place, script, options, code, l
 def test_an_output_folder_that_is_deleted_in_the_run_is_made_again(place, monkeypatch):
     output = place / "output"
     output.mkdir()
-    update = run_module.Run.update
+    update = Run.update
 
     def delete_and_update(run):
         if run.step == 4:
             shutil.rmtree(output)
         update(run)
 
-    monkeypatch.setattr(run_module.Run, "update", delete_and_update)
+    monkeypatch.setattr(Run, "update", delete_and_update)
     assert train_quickly(output_dir=str(output)) == output / "final_trained_model.pt"
     assert checkpoint.load(output / "final_trained_model.pt")["step"] > 4
 

@@ -4,36 +4,45 @@ import math
 
 import pytest
 import torch
-from tiny_run import CONFIG, train_quickly
+from tiny_run import train_quickly
 
-from reports import history
 from storage import checkpoint
 from system.errors import BrokenStateError, NonFiniteError
+from system.machine import Machine
 from system.process import exit_code_of
-from training import run as run_module
+from training.learner import Learner
 
 pytestmark = pytest.mark.usefixtures("place")
+
+
+def spoil(monkeypatch, step, change):
+    """Lets `change(learner, loss)` act on the gradients and the loss of an update."""
+    accumulate, calls = Learner.accumulate_gradients, []
+
+    def spoilt(learner, inputs, targets):
+        calls.append(learner)
+        loss = accumulate(learner, inputs, targets)
+        return change(learner, loss) if len(calls) > step else loss
+
+    monkeypatch.setattr(Learner, "accumulate_gradients", spoilt)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("part", ["loss", "gradient"])
 def test_a_bad_loss_or_gradient_is_never_applied(place, monkeypatch, bad, part):
-    accumulate = run_module.Run.accumulate_gradients
     seen = {}
 
-    def spoilt(run, inputs, targets):
-        loss = accumulate(run, inputs, targets)
-        if run.step != 7:
-            return loss
-        seen.update(run=run, before=run.model.positional_encoding.pe.clone())
-        run.model.positional_encoding.pe.grad[0, 0] = bad
+    def change(learner, loss):
+        pe = learner.model.positional_encoding.pe
+        seen.update(pe=pe, before=pe.clone())
+        pe.grad[0, 0] = bad
         return torch.tensor(bad) if part == "loss" else loss
 
-    monkeypatch.setattr(run_module.Run, "accumulate_gradients", spoilt)
+    spoil(monkeypatch, 7, change)
     with pytest.raises(NonFiniteError, match=r"at step 7, learning rate .*, batch '") as caught:
         train_quickly()
     assert exit_code_of(caught.value) == 7
-    assert torch.equal(seen["run"].model.positional_encoding.pe, seen["before"])
+    assert torch.equal(seen["pe"], seen["before"])
     for path in place.glob("*.pt"):
         assert checkpoint.load(path)["step"] < 7
 
@@ -47,11 +56,8 @@ def test_a_rate_that_diverges_ends_with_a_line_and_finite_files(place):
 
 
 def scaler_from(monkeypatch, scale: float) -> None:
-    monkeypatch.setattr(
-        run_module.Machine,
-        "gradient_scaler",
-        lambda machine: torch.amp.GradScaler("cpu", init_scale=scale),
-    )
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    monkeypatch.setattr(Machine, "gradient_scaler", lambda machine: scaler)
 
 
 def test_float16_overflows_are_skipped_and_counted(monkeypatch, capsys):
@@ -63,18 +69,11 @@ def test_float16_overflows_are_skipped_and_counted(monkeypatch, capsys):
 
 def test_an_overflow_that_no_smaller_scale_can_cure_ends_the_run(monkeypatch):
     scaler_from(monkeypatch, 4.0)
-    accumulate = run_module.Run.accumulate_gradients
 
-    def overflowing(run, inputs, targets):
-        loss = accumulate(run, inputs, targets)
-        run.model.positional_encoding.pe.grad.fill_(math.inf)
+    def change(learner, loss):
+        learner.model.positional_encoding.pe.grad.fill_(math.inf)
         return loss
 
-    monkeypatch.setattr(run_module.Run, "accumulate_gradients", overflowing)
+    spoil(monkeypatch, 0, change)
     with pytest.raises(NonFiniteError, match=r"gradient norm .* at step 3"):
         train_quickly(precision="float16")
-
-
-def test_perplexity_of_a_large_loss_is_inf():
-    assert history.Evaluation(1, 1, 1e4, 1.0).perplexity == math.inf
-    assert CONFIG["precision"] == "float32"

@@ -7,8 +7,13 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 from model import Transformer, build_transformer
-from training.optim import build_optimizer, clip_gradients, parameter_groups
-from training.schedule import learning_rate_at, set_learning_rate
+from training.optim import (
+    build_optimizer,
+    clip_gradients,
+    parameter_groups,
+    set_learning_rate,
+)
+from training.schedule import learning_rate_at
 
 COSINE = [1.0, 0.8681980515, 0.55, 0.2318019485, 0.1]  # 0.1 + 0.9 (1 + cos(pi i / 4)) / 2
 DECAY = [1.0] * 9 + [0.55, 0.1]  # of eleven steps the last two lie in the last fifth

@@ -1,36 +1,46 @@
 """A run that goes on ends as if it had never stopped; changes are printed or refused."""
 
+import math
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import CONFIG, fingerprint, prepare, tiny_state, train_quickly
+from tiny_run import CONFIG, canonical, fingerprint, prepare, tiny_state, train_quickly
 
+import train
 from storage import checkpoint, run_folder
-from system.errors import CheckpointError, DataError
+from system.errors import CheckpointError, ConfigError, DataError
 from system.process import Stopped
-from training import run as run_module
+from training import begin
+from training.run import Run
 
 HERE = Path()
-
+LONGER = {"lr_schedule": "constant", "patience": 0}
 
 pytestmark = pytest.mark.usefixtures("place")
 
 
-def stop_before(monkeypatch, step: int) -> None:
+def stop_before(monkeypatch, step: int, **changes) -> None:
     """Lets the next training end as Ctrl-C ends it, ahead of the update with this number."""
-    update = run_module.Run.update
+    update = Run.update
 
     def stopping(run):
         if run.step == step:
             raise Stopped(2)
         update(run)
 
-    monkeypatch.setattr(run_module.Run, "update", stopping)
-    with pytest.raises(Stopped):
-        train_quickly()
-    monkeypatch.setattr(run_module.Run, "update", update)
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "update", stopping)
+        with pytest.raises(Stopped):
+            train_quickly(**changes)
+
+
+def history_of(path: Path) -> dict:
+    return checkpoint.load(path)["history"]
+
+
+# ---------------------------------------------------------------- the same to the last bit
 
 
 def test_stopped_and_resumed_is_the_run_that_never_stopped(place, monkeypatch):
@@ -42,23 +52,81 @@ def test_stopped_and_resumed_is_the_run_that_never_stopped(place, monkeypatch):
 
 
 def test_more_epochs_after_the_end_are_the_longer_run(place):
-    longer = {"lr_schedule": "constant", "patience": 0}
-    expected = fingerprint(train_quickly(num_epochs=5, **longer))
+    expected = fingerprint(train_quickly(num_epochs=5, **LONGER))
     prepare(place / "in two parts")
-    train_quickly(num_epochs=3, **longer)
-    path = train_quickly(num_epochs=5, resume=True, **longer)
+    train_quickly(num_epochs=3, **LONGER)
+    assert fingerprint(train_quickly(num_epochs=5, resume=True, **LONGER)) == expected
+
+
+def test_half_a_batch_accumulated_twice_goes_on_with_the_same_windows(place, monkeypatch):
+    whole = history_of(train_quickly(dropout=0.0))
+    prepare(place / "in two parts")
+    stop_before(monkeypatch, 7, dropout=0.0)
+    parts = history_of(train_quickly(resume=True, dropout=0.0, batch_size=2, grad_accum_steps=3))
+    assert torch.equal(parts["num_tokens"], whole["num_tokens"])
+    # float32 sums in another order
+    assert parts["train_losses"].tolist() == pytest.approx(whole["train_losses"].tolist(), rel=1e-4)
+
+
+# ---------------------------------------------------------------- whose config
+
+
+def test_a_bare_resume_takes_the_config_that_the_run_had(place, monkeypatch):
+    script = {**CONFIG, "num_epochs": 9}
+    given = {"num_epochs": 2, "ffn_hidden_dim": 20, "batch_size": 2}
+    expected = fingerprint(train.train(script, given))
+    prepare(place / "stopped")
+    update = Run.update
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "update", lambda run: (update(run), run.step == 5 and stop())[0])
+        with pytest.raises(Stopped):
+            train.train(script, given)
+    path = train.train(script, {"resume": True})
+    config = checkpoint.load(path)["config"]
+    assert {key: config[key] for key in given} == given
     assert fingerprint(path) == expected
+
+
+def stop() -> None:
+    raise Stopped(2)
+
+
+def test_a_named_checkpoint_goes_on_in_its_own_folder(monkeypatch):
+    stop_before(monkeypatch, 5, output_dir="a run")
+    path = train.train({**CONFIG}, {"resume": "a run/model_checkpoint_step_5.pt"})
+    assert path == Path("a run/final_trained_model.pt")
+    assert not list(HERE.glob("*.pt"))
+
+
+def test_a_checkpoint_of_an_earlier_version_goes_on(place, monkeypatch):
+    expected = fingerprint(train_quickly())
+    prepare(place / "earlier")
+    stop_before(monkeypatch, 7)
+    path = checkpoint.step_path(HERE, 7)
+    state = torch.load(path, weights_only=True)
+    del state["script_config"], state["optimizer_groups"]
+    del state["history"]["num_tokens"], state["history"]["learning_rates"]
+    for key in ("data", "optimizer", "use_pretrained", "model_name"):
+        del state["config"][key]
+    checkpoint.save(path, state)
+    assert fingerprint(train_quickly(resume=True)) == expected
+
+
+# ---------------------------------------------------------------- what may change
 
 
 def test_what_changed_on_purpose_is_printed_as_old_and_new(capsys, monkeypatch):
     stop_before(monkeypatch, 5)
-    train_quickly(resume=True, learning_rate=1e-4, eval_freq=6, dropout=0.0)
+    path = train_quickly(resume=True, learning_rate=1e-4, eval_freq=6, dropout=0.0)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("changed")]
     assert [line.split()[1:] for line in lines] == [
         ["dropout", "0.2", "->", "0.0"],
         ["learning_rate", "0.0003", "->", "0.0001"],
         ["eval_freq", "4", "->", "6"],
     ]
+    rates = history_of(path)["learning_rates"]
+    assert rates[4] > 2e-4  # as it was
+    assert rates[5] < 1e-4
 
 
 @pytest.mark.parametrize("change", [{"embedding_dim": 16}, {"num_layers": 2}, {"seq_len": 8}])
@@ -67,6 +135,44 @@ def test_another_architecture_is_refused_with_old_and_new(monkeypatch, change):
     key, value = next(iter(change.items()))
     with pytest.raises(CheckpointError, match=f"{key} {CONFIG[key]} -> {value}"):
         train_quickly(resume=True, **change)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"batch_size": 4}, "batch_size x grad_accum_steps 6 -> 8"),
+        ({"grad_accum_steps": 1}, "batch_size x grad_accum_steps 6 -> 3"),
+        ({"stride": 8}, "stride 16 -> 8"),
+        ({"seed": 1}, "seed 42 -> 1"),
+        ({"val_fraction": 0.2}, "val_fraction 0.1 -> 0.2"),
+        ({"share_unused_tokens": False}, "share_unused_tokens True -> False"),
+    ],
+)
+def test_what_would_skip_or_repeat_windows_is_refused(monkeypatch, change, said):
+    stop_before(monkeypatch, 5)
+    before = fingerprint(checkpoint.step_path(HERE, 5))
+    with pytest.raises(ConfigError, match=said):
+        train_quickly(resume=True, **change)
+    assert fingerprint(checkpoint.step_path(HERE, 5)) == before
+
+
+@pytest.mark.parametrize("change", [{"num_epochs": 1}, {"batch_size": 64}])
+def test_a_resume_beyond_the_new_end_ends_at_once_with_the_final_files(capsys, change):
+    expected = checkpoint.load(train_quickly())
+    Path(checkpoint.FINAL_NAME).unlink()
+    state = checkpoint.load(train_quickly(resume=True, **change))
+    assert "that is the end: raise num_epochs" in capsys.readouterr().out
+    for key in ("model_state_dict", "history", "step"):
+        assert canonical(state[key]) == canonical(expected[key])
+
+
+def test_a_shorter_text_ends_a_run_at_once(place, capsys):
+    train_quickly()
+    text = place / "data.txt"
+    text.write_text(text.read_text()[:1200])
+    state = checkpoint.load(train_quickly(resume=True, allow_other_text=True))
+    assert "that is the end" in capsys.readouterr().out
+    assert state["step"] == 18
 
 
 def test_another_text_is_refused_with_both_hashes_unless_the_config_allows_it(place, monkeypatch):
@@ -81,36 +187,57 @@ def test_another_text_is_refused_with_both_hashes_unless_the_config_allows_it(pl
 
 def test_another_tokenizer_is_refused(monkeypatch):
     stop_before(monkeypatch, 5)
-    monkeypatch.setattr("resume.TABLE_SHA256", "0" * 64)
+    monkeypatch.setattr(begin, "TABLE_SHA256", "0" * 64)
     with pytest.raises(CheckpointError, match="another tokenizer"):
         train_quickly(resume=True)
 
 
-def test_a_fresh_start_beside_an_unfinished_run_says_how_to_continue_it(monkeypatch, capsys):
+# ---------------------------------------------------------------- states of any optimizer
+
+
+def test_a_float16_run_stopped_before_its_first_real_update_goes_on(monkeypatch):
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    monkeypatch.setattr("system.machine.Machine.gradient_scaler", lambda machine: scaler)
+    stop_before(monkeypatch, 2, precision="float16")
+    state = checkpoint.load(checkpoint.step_path(HERE, 2))
+    assert (state["optimizer_state_dict"], state["history"]["num_skipped"]) == ({}, 2)
+    assert checkpoint.load(train_quickly(resume=True))["history"]["num_skipped"] >= 2
+
+
+def test_frozen_weights_have_no_moments_and_go_on(place, monkeypatch):
+    build = begin.random_model
+
+    def frozen(*arguments):
+        model = build(*arguments)
+        model.positional_encoding.pe.requires_grad_(False)
+        return model
+
+    restored = begin.restored_model
+    monkeypatch.setattr(begin, "random_model", frozen)
+    expected = fingerprint(train_quickly())
+    prepare(place / "stopped")
     stop_before(monkeypatch, 5)
-    expected = fingerprint(checkpoint.step_path(HERE, 5))
-    train_quickly(num_epochs=1, save_freq=5)
-    assert "--resume model_checkpoint_step_5.pt continues it" in capsys.readouterr().out
-    kept = list(HERE.glob("earlier_runs/*/model_checkpoint_step_5.pt"))
-    assert [fingerprint(path) for path in kept] == [expected]
+
+    def frozen_again(*arguments):
+        model = restored(*arguments)
+        model.positional_encoding.pe.requires_grad_(False)
+        return model
+
+    monkeypatch.setattr(begin, "restored_model", frozen_again)
+    assert fingerprint(train_quickly(resume=True)) == expected
 
 
-def test_another_runs_later_checkpoint_is_never_resumed_nor_deleted(place, monkeypatch):
-    foreign = checkpoint.step_path(place, 99)
-    checkpoint.save(foreign, tiny_state(99, run_id="b" * 32))
-    before = foreign.read_bytes()
+def test_moments_of_another_shape_are_refused(place, monkeypatch):
     stop_before(monkeypatch, 5)
-    path, state, _ = run_folder.newest_intact(place)
-    assert (path.name, state["step"]) == ("model_checkpoint_step_5.pt", 5)
-    train_quickly(resume=True, keep_checkpoints=1)
-    assert foreign.read_bytes() == before
-
-
-def test_a_folder_of_other_runs_alone_needs_a_name(place):
-    checkpoint.save(checkpoint.step_path(place, 3), tiny_state(3, run_id="b" * 32))
-    checkpoint.save(checkpoint.step_path(place, 6), tiny_state(6, run_id="c" * 32))
-    with pytest.raises(CheckpointError, match="name the one to go on from with --resume PATH"):
+    path = checkpoint.step_path(place, 5)
+    state = torch.load(path, weights_only=True)
+    state["optimizer_state_dict"][0]["exp_avg"] = torch.zeros(3, 3)
+    checkpoint.save(path, state)
+    with pytest.raises(CheckpointError, match="exp_avg of parameter 0 has another shape"):
         train_quickly(resume=True)
+
+
+# ---------------------------------------------------------------- which file
 
 
 def test_the_step_inside_decides_and_other_names_are_not_read(place, monkeypatch):
@@ -122,20 +249,14 @@ def test_the_step_inside_decides_and_other_names_are_not_read(place, monkeypatch
     assert (path.name, state["step"]) == ("model_checkpoint_step_1.pt", 7)
 
 
-def test_going_back_to_an_earlier_checkpoint_leaves_the_later_ones_alone(place, monkeypatch):
-    stop_before(monkeypatch, 7)
-    later = checkpoint.step_path(place, 7).read_bytes()
-    train_quickly(resume="model_checkpoint_step_6.pt", num_epochs=2, save_freq=100)
-    assert checkpoint.step_path(place, 7).read_bytes() == later
-
-
-def test_a_damaged_newest_file_never_costs_the_intact_ones(place, monkeypatch):
+def test_a_damaged_newest_file_never_costs_the_intact_ones(place, monkeypatch, capsys):
     stop_before(monkeypatch, 7)
     newest = checkpoint.step_path(place, 7)
     damaged = bytearray(newest.read_bytes())
     damaged[len(damaged) // 2] ^= 1  # in a tensor: only its checksum tells
     newest.write_bytes(damaged)
     train_quickly(resume=True, keep_checkpoints=1, num_epochs=2, save_freq=100)
+    assert "model_checkpoint_step_7.pt" in capsys.readouterr().err
     path, _, _ = run_folder.newest_intact(place)
     assert checkpoint.load(path)["step"] == 12
 
@@ -154,3 +275,79 @@ def test_a_final_model_is_no_checkpoint_to_resume():
     train_quickly(num_epochs=1)
     with pytest.raises(CheckpointError, match="lacks optimizer_state_dict"):
         train_quickly(resume=checkpoint.FINAL_NAME)
+
+
+# ---------------------------------------------------------------- one folder, one run
+
+
+def test_a_new_run_moves_the_files_of_the_earlier_one_aside(monkeypatch, capsys):
+    first = fingerprint(train_quickly(num_epochs=1))
+    run_id = checkpoint.load(Path(checkpoint.FINAL_NAME))["run_id"]
+    capsys.readouterr()
+    train_quickly(num_epochs=1, seed=7)
+    [aside] = Path("earlier_runs").iterdir()
+    assert run_id.startswith(aside.name)
+    assert str(aside) in capsys.readouterr().out
+    assert fingerprint(aside / checkpoint.FINAL_NAME) == first
+    assert (aside / checkpoint.BEST_NAME).exists()
+    ids = {checkpoint.load(path)["run_id"] for path in HERE.glob("*.pt")}
+    assert len(ids) == 1
+    assert run_id not in ids
+
+
+def test_a_new_run_says_how_to_continue_the_unfinished_one(place, monkeypatch, capsys):
+    expected = checkpoint.load(train_quickly())["model_state_dict"]
+    prepare(place / "unfinished")
+    stop_before(monkeypatch, 5)
+    train_quickly(num_epochs=1)
+    [path] = Path("earlier_runs").glob("*/model_checkpoint_step_5.pt")
+    assert f"--resume {path} continues it" in capsys.readouterr().out
+    final = checkpoint.load(train.train(CONFIG, {"resume": str(path)}))["model_state_dict"]
+    assert canonical(final) == canonical(expected)
+    assert path.parent.joinpath(checkpoint.FINAL_NAME).exists()
+
+
+def test_a_branch_keeps_what_the_run_had_saved_and_the_best_model_before_it(place, monkeypatch):
+    train_quickly(keep_checkpoints=9)
+    kept = {path.name: fingerprint(path) for path in HERE.glob("model_checkpoint_step_*.pt")}
+    best_loss = checkpoint.load(Path(checkpoint.BEST_NAME))["history"]["evaluations"][-1]["loss"]
+    path = train_quickly(resume="model_checkpoint_step_6.pt", learning_rate=1e-5)
+    [aside] = Path("earlier_runs").iterdir()
+    assert {name: fingerprint(aside / name) for name in kept} == kept
+    state = checkpoint.load(path)
+    assert best_loss < state["history"]["evaluations"][-1]["loss"] < math.inf
+    assert len({checkpoint.load(path)["run_id"] for path in HERE.glob("*.pt")}) == 1
+
+
+def test_a_checkpoint_that_somebody_puts_there_is_never_resumed_nor_deleted(place, monkeypatch):
+    stop_before(monkeypatch, 5)
+    foreign = checkpoint.step_path(place, 99)
+    checkpoint.save(foreign, tiny_state(99, run_id="b" * 32))
+    before = foreign.read_bytes()
+    path, state, _ = run_folder.newest_intact(place)
+    assert (path.name, state["step"]) == ("model_checkpoint_step_5.pt", 5)
+    train_quickly(resume=True, keep_checkpoints=1)
+    assert foreign.read_bytes() == before
+
+
+def test_a_folder_of_other_runs_alone_needs_a_name(place):
+    checkpoint.save(checkpoint.step_path(place, 3), tiny_state(3, run_id="b" * 32))
+    checkpoint.save(checkpoint.step_path(place, 6), tiny_state(6, run_id="c" * 32))
+    with pytest.raises(CheckpointError, match="name the one to go on from with --resume PATH"):
+        train_quickly(resume=True)
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_the_best_model_of_another_run_never_becomes_final(place, capsys, is_there):
+    worsens = {"learning_rate": 3.0, "warmup_steps": 0, "patience": 2, "num_epochs": 8}
+    train_quickly(**worsens)
+    newest, _, _ = run_folder.newest_intact(HERE)
+    best = Path(checkpoint.BEST_NAME)
+    expected = checkpoint.load(best)["step"]
+    if is_there:
+        checkpoint.save(best, tiny_state(1, run_id="b" * 32, history={"evaluations": []}))
+    else:
+        best.unlink()
+    state = checkpoint.load(train_quickly(**worsens, resume=str(newest)))
+    assert f"no {checkpoint.BEST_NAME} of this run" in capsys.readouterr().err
+    assert state["step"] > expected

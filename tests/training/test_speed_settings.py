@@ -11,12 +11,12 @@ from torch import nn
 import train
 from system import machine
 from system.machine import Machine
-from training.evaluation import mean_loss
-from training.run import Run
+from training.begin import begin
+from training.wanted import wanted
 
 COMPILE = """
 import torch
-from runtime import Machine
+from system.machine import Machine
 module = Machine.choose("cpu", "float32").compiled(torch.nn.Linear(2, 2), "on")
 print(module(torch.zeros(1, 2)).shape)
 """
@@ -105,11 +105,10 @@ def test_auto_compiles_for_cuda_only(monkeypatch, wanted, device, is_compiled):
 
 def validation_loss(num_steps: int, **changed: object) -> float:
     """The loss after so many updates of the default model on the text in the working folder."""
-    run = Run({**train.config, "lr_schedule": "constant", "device": "cpu", **changed})
+    run = begin(wanted({"lr_schedule": "constant", "device": "cpu", "data": "data.txt"}, changed))
     for _ in range(num_steps):
         run.update()
-    with run.machine.autocast():
-        return mean_loss(run.objective, run.val_ids, seq_len=128, batch_size=8)
+    return run.measure()[0]
 
 
 @pytest.fixture
@@ -147,7 +146,8 @@ def test_another_number_of_threads_changes_only_the_rounding(
     for num_threads in (1, 2):
         monkeypatch.setattr(machine, "num_cores", lambda: 2)
         torch.set_num_threads(num_threads)
-        run = Run({**train.config, "device": "cpu", "precision": precision})
+        changed = {"data": "data.txt", "precision": precision}
+        run = begin(wanted({"device": "cpu"}, changed))
         for _ in range(100):
             run.update()
         losses[num_threads] = run.history.train_losses

@@ -1,0 +1,134 @@
+"""What a run is asked for: options beside the dict, and what a resume takes from either."""
+
+import pytest
+
+import train
+from system.errors import ConfigError
+from training.settings import DEFAULTS, KEYS
+from training.wanted import check, options_from, wanted
+
+
+def overridden(*arguments):
+    return options_from(arguments, train.config)
+
+
+def message_of(config):
+    with pytest.raises(ConfigError) as caught:
+        check(config)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "changes"),
+    [
+        ("", {}),
+        ("--batch_size 16", {"batch_size": 16}),
+        ("--batch-size=16", {"batch_size": 16}),
+        ("--seed 7 --seed 8", {"seed": 8}),
+        ("--learning_rate 1e-3 --dropout=0", {"learning_rate": 1e-3, "dropout": 0}),
+        ("--max_grad_norm 2.5 --weight_decay 0.01", {"max_grad_norm": 2.5, "weight_decay": 0.01}),
+        ("--replace_invalid_utf8 true", {"replace_invalid_utf8": True}),
+        ("--share-unused-tokens=False", {"share_unused_tokens": False}),
+        ("--lr_schedule cosine --device cuda:1", {"lr_schedule": "cosine", "device": "cuda:1"}),
+        ("--sample_prompt=--a=b", {"sample_prompt": "--a=b"}),
+        ("--output_dir 12", {"output_dir": "12"}),
+        ("--use_pretrained", {"use_pretrained": True}),
+        ("--resume", {"resume": True}),
+        ("--resume --seed 1", {"resume": True, "seed": 1}),
+        ("--resume=false", {"resume": False}),
+        ("--resume a/model_checkpoint_step_5.pt", {"resume": "a/model_checkpoint_step_5.pt"}),
+    ],
+)
+def test_options_say_what_they_say(arguments, changes):
+    options = overridden(*arguments.split())
+    assert options == changes
+    assert all(type(options[key]) is type(value) for key, value in changes.items())
+    check(options)
+
+
+def test_how_an_option_is_read_does_not_depend_on_the_value_in_the_dict():
+    for value in (0, 1, 0.5):
+        assert options_from(["--dropout", "0.1"], {**train.config, "dropout": value}) == {
+            "dropout": 0.1
+        }
+    assert options_from(["--resume", "false"], {**train.config, "resume": "a"}) == {"resume": False}
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_every_key_can_be_set_in_both_spellings(key):
+    for flag in (f"--{key}", f"--{key.replace('_', '-')}"):
+        assert overridden(f"{flag}={DEFAULTS[key]}") == {key: DEFAULTS[key]}
+
+
+@pytest.mark.parametrize(
+    "option", ["--batch_size=x", "--num_epochs=1.0", "--learning_rate=nan", "--compile=True",
+               "--replace_invalid_utf8=1", "--dropout=-0.1", "--learning_rate=1e999"]
+)  # fmt: skip
+def test_wrong_value_on_the_command_line_is_named(option):
+    key = option[2:].split("=")[0]
+    assert message_of(overridden(option)).endswith(f" is not {KEYS[key].rule.wants}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--batch 16", "command line: unknown key 'batch', did you mean batch_size?"),
+        ("--seqlen=16 --qqq", "command line: unknown key 'seqlen', did you mean seq_len?; unknown "
+         "key 'qqq'"),
+        ("batch_size 16", "command line: stray argument 'batch_size'"),
+        ("--qqq 16 --dropout 2", "command line: unknown key 'qqq'; dropout=2 is not a number in "
+         "[0, 1)"),
+    ],
+)  # fmt: skip
+def test_what_the_command_line_cannot_mean_is_named(arguments, message):
+    with pytest.raises(ConfigError) as caught:
+        overridden(*arguments.split())
+    assert str(caught.value) == message
+
+
+def test_option_without_its_value_is_named():
+    with pytest.raises(ConfigError, match=r"--batch_size.*expected one argument.*--help"):
+        overridden("--batch_size")
+
+
+def test_help_lists_each_key_with_its_remark_and_the_value_of_the_dict(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "500")
+    with pytest.raises(SystemExit) as caught:
+        options_from(["--help"], {**train.config, "seed": 7})
+    assert caught.value.code == 0
+    listed = " ".join(capsys.readouterr().out.partition("options:")[2].split())
+    for key in KEYS:
+        assert f"{KEYS[key].remark} ({7 if key == 'seed' else DEFAULTS[key]!r})" in listed
+
+
+def test_help_does_not_wait_for_torch(tmp_path, run_python):
+    code = """
+import sys, train
+sys.argv[1:] = ['--help']
+try:
+    train.main()
+finally:
+    print(*sys.modules)
+"""
+    result = run_python("-c", code, folder=tmp_path)
+    assert "--batch_size" in result.stdout
+    assert {"torch", "numpy"}.isdisjoint(result.stdout.split())
+
+
+# ---------------------------------------------------------------- what somebody chose
+
+
+def test_chosen_is_what_differs_from_the_default_or_was_given():
+    asked = wanted({**train.config, "batch_size": 16}, {"num_epochs": 5})
+    assert asked.chosen == {"batch_size", "num_epochs"}
+
+
+def test_a_resume_takes_the_runs_own_config_but_for_what_was_written_since():
+    began = wanted({**train.config, "batch_size": 16}, {"num_epochs": 2, "dropout": 0.2})
+    again = wanted({**train.config, "batch_size": 16, "eval_freq": 7}, {"dropout": 0.3})
+    assert again.resumed(began.config, began.script) == {
+        **DEFAULTS, "batch_size": 16, "num_epochs": 2, "eval_freq": 7, "dropout": 0.3,
+    }  # fmt: skip
+    assert wanted(train.config, {}).resumed({"num_epochs": 2, "gone": 1}, {}) == {
+        **DEFAULTS, "num_epochs": 2,
+    }  # fmt: skip

@@ -1,0 +1,229 @@
+"""How a run begins: afresh, from published weights, or from a checkpoint; what may have changed."""
+
+import shlex
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from corpus.corpus import Corpus, read_corpus
+from corpus.vocabulary import Vocabulary
+from exchange.pretrained import FINE_TUNING, Pretrained, from_safetensors, official
+from model import Transformer
+from storage import checkpoint, run_folder
+from system.errors import CheckpointError, ConfigError, DataError
+from system.files import as_path
+from system.machine import Machine, tune_process
+from system.process import log, warn
+from tokenizer import TABLE_SHA256, GPT2Tokenizer
+from training import capacity, store
+from training.learner import Learner
+from training.run import Run
+from training.settings import FIXED, FREE, KEYS, ORDERED
+from training.wanted import Wanted, check, shown
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins: its config, its first model, and the checkpoint that it goes on from."""
+
+    config: dict[str, Any]
+    build_model: Callable[[Vocabulary, Machine], Transformer]
+    path: Path | None = None
+    state: dict[str, Any] = field(default_factory=dict)
+    is_branch: bool = False  # beside later checkpoints, or in another folder
+    reordered: str = ""  # changes after which a step shows other windows
+
+
+def begin(wanted: Wanted) -> Run:
+    """A run that is ready for its next update; what it consists of is said line by line."""
+    start = resumed(wanted) if wanted.config["resume"] else started(wanted)
+    config = start.config
+    tune_process()
+    machine = Machine.choose(config["device"], config["precision"])
+    corpus = read_corpus(config, GPT2Tokenizer(), share_rows=config["share_unused_tokens"])
+    if start.path:
+        check_same_order(start, corpus)
+    capacity.check(config, corpus, machine, run_id=start.state.get("run_id"))
+    model = start.build_model(corpus.vocabulary, machine)
+    learner = Learner(model, machine, config, num_shared=corpus.vocabulary.num_shared)
+    run = Run(config, {**wanted.script, "resume": False}, corpus, learner)
+    log(run.describe())
+    if start.path:
+        go_on(run, start)
+    else:
+        check_warmup(config["warmup_steps"], run.num_steps)
+        make_way(run)
+    run_folder.claim(run.folder, run.id)
+    return run
+
+
+def make_way(run: Run) -> None:
+    """Moves what an earlier run has left out of the new run's folder, and says where it is."""
+    unfinished = run_folder.unfinished(run.folder)
+    aside = run_folder.set_aside(run.folder, run.id)
+    if not aside:
+        return
+    log(f"earlier   the files of the run before are now in {aside}")
+    if unfinished:
+        path = shlex.quote(str(aside / unfinished.name))
+        log(f"          it had not ended: python train.py --resume {path} continues it")
+
+
+def check_warmup(warmup_steps: int, num_steps: int) -> None:
+    """ConfigError if the warm-up is longer than the run."""
+    if warmup_steps > num_steps:
+        raise ConfigError(
+            f"config: warmup_steps={warmup_steps} is more than the run's {num_steps} steps "
+            f"(num_epochs x batches per epoch): try {num_steps // 10}"
+        )
+
+
+# ---------------------------------------------------------------- a new run
+
+
+def started(wanted: Wanted) -> Start:
+    """A new run, from random weights or from published ones."""
+    config = {**wanted.config, "output_dir": str(wanted.folder)}
+    pretrained = published(config)
+    if pretrained is None:
+        return Start(config, partial(random_model, config))
+    gentle = {key: value for key, value in FINE_TUNING.items() if key not in wanted.chosen}
+    config = {**config, **gentle, **pretrained.architecture(config, wanted.chosen)}
+    log(f"weights   {pretrained.name}")
+    for key, value in gentle.items():
+        log(f"          {key} {value:g}, as suits fine-tuning: --{key} sets another")
+    return Start(config, partial(published_model, config, pretrained))
+
+
+def published(config: dict[str, Any]) -> Pretrained | None:
+    """The weights that the config asks for, None for random ones."""
+    if config["weights_path"]:
+        return from_safetensors(config["weights_path"])
+    return official(config["model_name"]) if config["use_pretrained"] else None
+
+
+def published_model(
+    config: dict[str, Any], pretrained: Pretrained, vocabulary: Vocabulary, machine: Machine
+) -> Transformer:
+    return pretrained.build_model(
+        config["seq_len"], dropout=config["dropout"], device=machine.device
+    )
+
+
+def random_model(config: dict[str, Any], vocabulary: Vocabulary, machine: Machine) -> Transformer:
+    """Random weights, a function of the seed alone."""
+    torch.manual_seed(config["seed"])
+    model = checkpoint.build_model(config, vocabulary.size).to(machine.device)
+    if vocabulary.num_shared > 1:  # a shared row starts as the mean of those it replaces
+        nn.init.zeros_(model.input_embedding.embedding.weight[-1])
+    return model
+
+
+# ---------------------------------------------------------------- a run that goes on
+
+
+def resumed(wanted: Wanted) -> Start:
+    """The newest (True) or the named checkpoint, with the config that it had and what changed."""
+    named = wanted.config["resume"]
+    if isinstance(named, str):
+        path = as_path(named)
+        state = checkpoint.load(path)
+    else:
+        path, state, skipped = run_folder.newest_intact(wanted.folder)
+        for reason in skipped:
+            warn(f"skipped: {reason}")
+    store.check_complete(path, state)
+    config = wanted.resumed(state["config"], state.get("script_config", {}))
+    config = {**config, "output_dir": str(wanted.folder)}
+    check(config)
+    reordered = check_changes(path, state["config"], config)
+    is_elsewhere = path.absolute().parent != wanted.folder.absolute()
+    is_overtaken = isinstance(named, str) and run_folder.is_overtaken(wanted.folder, state)
+    build = partial(restored_model, config, state)
+    return Start(config, build, path, state, is_elsewhere or is_overtaken, reordered)
+
+
+def check_changes(path: Path, old: dict[str, Any], new: dict[str, Any]) -> str:
+    """Says what has changed since the checkpoint, and returns what changes the order of windows.
+
+    CheckpointError if the weights do not fit the new architecture.
+    """
+    changed = {
+        key: f"{key} {shown(old.get(key, KEYS[key].default))} -> {shown(new[key])}"
+        for key in KEYS
+        if old.get(key, KEYS[key].default) != new[key]
+    }
+    fixed = [text for key, text in changed.items() if KEYS[key].on_resume == FIXED]
+    if fixed:
+        raise CheckpointError(
+            f"another architecture ({path}: {', '.join(fixed)}): set it back to resume"
+        )
+    ordered = [text for key, text in changed.items() if KEYS[key].on_resume == ORDERED]
+    sizes = [config["batch_size"] * config.get("grad_accum_steps", 1) for config in (old, new)]
+    if sizes[0] != sizes[1]:
+        ordered.append(f"batch_size x grad_accum_steps {sizes[0]} -> {sizes[1]}")
+    for key, text in changed.items():
+        if KEYS[key].on_resume == FREE or text in ordered:
+            log(f"changed   {text}")
+    return "" if new["allow_other_text"] else ", ".join(ordered)
+
+
+def check_same_order(start: Start, corpus: Corpus) -> None:
+    """Raises unless the next updates would show what the checkpoint's run would have shown.
+
+    That means its tokenizer, its text and its order of windows; none of it matters at the end.
+    """
+    state, path = start.state, start.path
+    num_steps = start.config["num_epochs"] * corpus.batches.num_per_epoch
+    if start.reordered and state["step"] < num_steps:
+        raise ConfigError(
+            f"windows would be skipped or shown twice ({path}: {start.reordered}): "
+            "set it back to resume, or start a new run"
+        )
+    check_fingerprint("tokenizer", path, state["tokenizer_sha256"], TABLE_SHA256, CheckpointError)
+    if not start.config["allow_other_text"]:
+        check_fingerprint("text", path, state["text_sha256"], corpus.text_sha256, DataError)
+
+
+def check_fingerprint(kind: str, path: Path, old: str, new: str, error: type[Exception]) -> None:
+    """The error if what the checkpoint was trained with is not what is here now."""
+    if old != new:
+        override = ", or set allow_other_text" if kind == "text" else ""
+        raise error(
+            f"another {kind} ({path} is of {str(old)[:12]}, this is {new[:12]}): "
+            f"put the old one back, or start without --resume{override}"
+        )
+
+
+def restored_model(
+    config: dict[str, Any], state: dict[str, Any], vocabulary: Vocabulary, machine: Machine
+) -> Transformer:
+    """The model of a checkpoint, its table as compact as the vocabulary."""
+    weights = state["model_state_dict"]
+    rows = vocabulary.compact_rows(weights[checkpoint.EMBEDDING])
+    weights = {**weights, checkpoint.EMBEDDING: rows}
+    model = checkpoint.model_from({"config": config, "model_state_dict": weights})
+    return model.train().to(machine.device)
+
+
+def go_on(run: Run, start: Start) -> None:
+    """Takes the checkpoint over, and says which."""
+    path = start.path
+    has_moments = not start.reordered and start.state["text_sha256"] == run.corpus.text_sha256
+    store.restore(run, path, start.state, has_moments=has_moments)
+    log(f"resumed   {path} at step {run.step:,} of {run.num_steps:,}")
+    if run.is_over():
+        log("          that is the end: raise num_epochs to train on")
+    if start.is_branch:
+        best = store.best_state(run, path.parent)
+        run.id = uuid.uuid4().hex  # what is later, or there already, is another run's
+        make_way(run)
+        if best:
+            checkpoint.save(run.folder / checkpoint.BEST_NAME, {**best, "run_id": run.id})
+    store.remove_old(run)

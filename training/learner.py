@@ -1,0 +1,88 @@
+"""One update of the weights: forward, backward, clipping, the optimizer's step."""
+
+import math
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model import Transformer
+from reports.history import UpdateRecord
+from system.errors import NonFiniteError
+from system.machine import Machine
+from training.evaluation import mean_loss
+from training.loss import NextTokenLoss
+from training.optim import build_optimizer, clip_gradients, set_learning_rate
+
+
+class Learner:
+    """A model with what teaches it: objective, optimizer, gradient scaler.
+
+    It knows no files, no schedule and no text: tokens come as rows of the model's embedding table.
+    """
+
+    def __init__(
+        self, model: Transformer, machine: Machine, config: dict[str, Any], *, num_shared: int = 1
+    ) -> None:
+        self.model, self.machine = model, machine
+        self.seq_len = config["seq_len"]
+        self.micro_batch_size = config["batch_size"]
+        self.max_grad_norm = config["max_grad_norm"]
+        objective = NextTokenLoss(model, num_shared=num_shared)
+        self.objective = machine.compiled(objective, config["compile"])
+        self.optimizer = build_optimizer(
+            model, config["optimizer"], weight_decay=config["weight_decay"]
+        )
+        self.scaler = machine.gradient_scaler()
+
+    def update(self, inputs: Tensor, targets: Tensor, learning_rate: float) -> UpdateRecord:
+        """Learns from one batch (B, T). NonFiniteError leaves the weights as they were.
+
+        An infinite float16 gradient may come from scaling it too far up: the update is left out and
+        the next one is scaled less.
+        """
+        start = time.perf_counter()
+        set_learning_rate(self.optimizer, learning_rate)
+        loss = self.accumulate_gradients(inputs, targets)
+        self.scaler.unscale_(self.optimizer)
+        norm = clip_gradients(self.model.parameters(), self.max_grad_norm)
+        loss, norm = torch.stack([loss, norm]).tolist()  # the only wait for a GPU in an update
+        is_applied = math.isfinite(norm)
+        if not math.isfinite(loss) or not (is_applied or self.can_scale_down()):
+            raise NonFiniteError(f"loss {loss}, gradient norm {norm}")
+        if is_applied:
+            self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        return UpdateRecord(
+            loss=loss,
+            grad_norm=norm,
+            learning_rate=learning_rate,
+            num_tokens=targets.numel(),
+            seconds=time.perf_counter() - start,
+            memory_bytes=self.machine.memory_in_use(),
+            is_applied=is_applied,
+        )
+
+    def accumulate_gradients(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Mean loss of the whole batch; its gradient is summed up micro-batch by micro-batch."""
+        micro_size = self.micro_batch_size
+        total = torch.zeros((), device=inputs.device)
+        for x, y in zip(inputs.split(micro_size), targets.split(micro_size), strict=True):
+            with self.machine.autocast():
+                loss = self.objective(x, y, num_tokens=targets.numel())
+            self.scaler.scale(loss).backward()
+            total += loss.detach()
+        return total
+
+    def can_scale_down(self) -> bool:
+        """Whether a gradient that overflowed may be one of float16 that was scaled too far up."""
+        return self.scaler.is_enabled() and self.scaler.get_scale() >= 1
+
+    def mean_loss(self, ids: Tensor) -> float:
+        """Mean next-token loss over ids (N,), in nats, without dropout."""
+        with self.machine.autocast():
+            return mean_loss(
+                self.objective, ids, seq_len=self.seq_len, batch_size=self.micro_batch_size
+            )

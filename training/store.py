@@ -1,0 +1,179 @@
+"""What the files of a run hold, written and read in one place; for any optimizer and any weights.
+
+Every file has the full model. A step checkpoint has also what an exact continuation needs: the
+optimizer's state and the scaler's. Best loss, batch order and rates follow from the rest.
+"""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from reports.history import History
+from storage import checkpoint, run_folder
+from system.errors import CheckpointError
+from system.process import log, only_warn, warn
+from tokenizer import TABLE_SHA256
+from training.run import Run
+
+OPTIMIZER, GROUPS, SCALER = "optimizer_state_dict", "optimizer_groups", "scaler_state_dict"
+NEEDED = (OPTIMIZER, SCALER, "history", "step", "run_id", "text_sha256", "tokenizer_sha256")
+
+
+# ---------------------------------------------------------------- writing
+
+
+def model_state(run: Run) -> dict[str, Any]:
+    """The model as every file holds it: config, all the rows, how it came about."""
+    return {
+        "config": run.config,
+        "model_state_dict": run.full_weights(),
+        "step": run.step,
+        "run_id": run.id,
+        "script_config": run.script,
+        "text_sha256": run.corpus.text_sha256,
+        "tokenizer_sha256": TABLE_SHA256,
+        "history": run.history.state_dict(),
+    }
+
+
+def save(run: Run) -> Path:
+    """Writes what `restore` needs to go on from here, then drops this run's oldest files."""
+    optimizer = run.learner.optimizer.state_dict()
+    rest = {
+        OPTIMIZER: optimizer["state"],
+        GROUPS: [plain_settings(group) for group in optimizer["param_groups"]],
+        SCALER: run.learner.scaler.state_dict(),
+    }
+    path = run_folder.save_step(run.folder, model_state(run) | rest)
+    run.saved_step = run.step
+    remove_old(run)
+    return path
+
+
+def plain_settings(group: dict[str, Any]) -> dict[str, Any]:
+    """What an optimizer keeps with a group of parameters, as far as files hold it."""
+    plain = (bool, int, float, str, Tensor)
+    return {key: value for key, value in group.items() if isinstance(value, plain)}
+
+
+def remove_old(run: Run) -> None:
+    keep = run.config["keep_checkpoints"]
+    run_folder.remove_old(run.folder, run_id=run.id, step=run.step, keep=keep)
+
+
+def try_to_save(run: Run) -> None:
+    """Saves; a disk without room stops no training, and the next interval tries again."""
+    with only_warn(f"no checkpoint of step {run.step}"):
+        save(run)
+
+
+def keep_if_best(run: Run) -> None:
+    """Writes the model down if its evaluation, the latest, is the best so far."""
+    if run.history.best is run.history.evaluations[-1]:
+        with only_warn(f"no {checkpoint.BEST_NAME} of step {run.step}"):
+            checkpoint.save(run.folder / checkpoint.BEST_NAME, model_state(run))
+
+
+def leave(run: Run) -> str:
+    """Saves what is not saved yet; how to go on from here."""
+    if run.step != run.saved_step:
+        save(run)
+    if run.step == 0:
+        return " before the first step, nothing to save"
+    path = checkpoint.step_path(run.folder, run.step)
+    place = "" if run.folder == Path() else f" --output_dir {shlex.quote(str(run.folder))}"
+    return f" after step {run.step}, saved {path}: python train.py --resume{place} goes on"
+
+
+def save_final(run: Run) -> Path:
+    """Writes the final model: the one of the best evaluation."""
+    path = run.folder / checkpoint.FINAL_NAME
+    checkpoint.save(path, final_state(run))
+    log(f"saved     {path}\n")
+    return path
+
+
+def final_state(run: Run) -> dict[str, Any]:
+    """The model of the best evaluation, that before the first update included."""
+    best = run.history.best
+    if best.step == run.step:
+        return model_state(run)
+    state = best_state(run, run.folder)
+    if state is None:
+        warn(f"the final model is that of the last step: no {checkpoint.BEST_NAME} of this run")
+        return model_state(run)
+    log(f"best loss {best.loss:.3f} at step {best.step}: the final model has these weights")
+    if best.step == 0:
+        log("training did not help: lower learning_rate, or give it more text")
+    return state
+
+
+def best_state(run: Run, folder: Path) -> dict[str, Any] | None:
+    """The model of the run's best evaluation, where the folder has it intact."""
+    try:
+        state = checkpoint.load(folder / checkpoint.BEST_NAME)
+        evaluations = History.from_state_dict(state["history"]).evaluations
+    except (CheckpointError, KeyError, OSError):
+        return None
+    return state if evaluations[-1] == run.history.best else None
+
+
+# ---------------------------------------------------------------- reading
+
+
+def check_complete(path: Path, state: dict[str, Any]) -> None:
+    """CheckpointError unless the state is one to go on from."""
+    missing = [key for key in NEEDED if key not in state]
+    if missing:
+        raise CheckpointError(
+            f"not a checkpoint to resume ({path} lacks {', '.join(missing)}): "
+            "name one called model_checkpoint_step_X.pt"
+        )
+
+
+def restore(run: Run, path: Path, state: dict[str, Any], *, has_moments: bool) -> None:
+    """Gives the run, whose model has the state's weights, all the rest that `save` wrote.
+
+    Without `has_moments` the optimizer starts anew: the moments are those of another text.
+    """
+    try:
+        run.history = History.from_state_dict(state["history"])
+        run.step = run.saved_step = state["step"]
+        if not run.history.evaluations or len(run.history.train_losses) != run.step:
+            raise ValueError("its history is not that of its step")
+        if not run.history.learning_rates:  # an earlier version has not noted them
+            batches, seq_len = run.corpus.batches, run.config["seq_len"]
+            run.history.learning_rates = [run.learning_rate(step) for step in range(run.step)]
+            run.history.num_tokens = [
+                seq_len * len(batches.window_indices(step)) for step in range(run.step)
+            ]
+        if has_moments:
+            restore_optimizer(run, state)
+        else:
+            log("changed   the text or its order: the optimizer starts anew")
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = f"no state to resume ({path}: {error!r}): choose another checkpoint"
+        raise CheckpointError(reason) from error
+    run.id = state["run_id"]
+
+
+def restore_optimizer(run: Run, state: dict[str, Any]) -> None:
+    """Takes over moments and scale; ValueError where a moment has another shape.
+
+    A parameter without moments has none yet: it is frozen, or float16 has skipped all updates.
+    """
+    optimizer, scaler = run.learner.optimizer, run.learner.scaler
+    groups = optimizer.state_dict()["param_groups"]
+    for group, saved in zip(groups, state.get(GROUPS, [{}] * len(groups)), strict=True):
+        group.update({key: saved[key] for key in saved.keys() - {"lr", "weight_decay"}})
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for number, moments in state[OPTIMIZER].items():
+        for name, moment in moments.items():
+            is_like_it = isinstance(moment, Tensor) and moment.dim() == parameters[number].dim()
+            if is_like_it and moment.shape != parameters[number].shape:
+                raise ValueError(f"{name} of parameter {number} has another shape")
+    optimizer.load_state_dict({"state": state[OPTIMIZER], "param_groups": groups})
+    if scaler.is_enabled() and state[SCALER]:
+        scaler.load_state_dict(state[SCALER])

@@ -1,0 +1,137 @@
+"""What a run is asked for: the dict of train.py, options beside it, and the checks of both."""
+
+import argparse
+import difflib
+import os
+import reprlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from system.command_line import Parser
+from system.errors import ConfigError
+from system.files import as_path
+from training.settings import DEFAULTS, KEYS
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A config as its two authors wrote it: the dict, complete, and the options given beside it."""
+
+    script: dict[str, Any]
+    options: dict[str, Any]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {**self.script, **self.options}
+
+    @property
+    def folder(self) -> Path:
+        """Where the run's files go: beside the checkpoint that it goes on from, unless chosen."""
+        named = self.config["resume"]
+        if isinstance(named, str) and "output_dir" not in self.chosen:
+            return as_path(named).parent
+        return as_path(self.config["output_dir"])
+
+    @property
+    def chosen(self) -> set[str]:
+        """Keys that somebody set: given as an option, or other than the default in the dict."""
+        return {key for key, value in self.script.items() if value != DEFAULTS[key]} | {
+            *self.options
+        }
+
+    def resumed(self, config: dict[str, Any], script: dict[str, Any]) -> dict[str, Any]:
+        """The config to go on with: the run's own, changed by what was written since it began.
+
+        `config` and `script` are what the run had, and what its dict said, when it was saved.
+        """
+        kept = {key: value for key, value in config.items() if key in KEYS}
+        before = {**DEFAULTS, **script}
+        edited = {key: value for key, value in self.script.items() if value != before[key]}
+        return {**DEFAULTS, **kept, **edited, **self.options}
+
+
+def wanted(config: dict[str, Any], options: dict[str, Any]) -> Wanted:
+    """The checked config; ConfigError with everything that is wrong with it."""
+    config = {key: plain(value) for key, value in config.items()}
+    check({**config, **options})
+    return Wanted({**DEFAULTS, **config}, options)
+
+
+def plain(value: Any) -> Any:
+    """A path as text and a number of numpy's or torch's as Python's own; the rest as it is."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    is_scalar = getattr(value, "shape", None) == ()
+    return value.item() if is_scalar else value
+
+
+def check(config: dict[str, Any]) -> None:
+    """ConfigError with everything that is wrong with the config; keys that it lacks are right."""
+    problems = problems_of(config)
+    if problems:
+        raise ConfigError("config: " + "; ".join(problems))
+
+
+def problems_of(config: dict[str, Any]) -> list[str]:
+    problems = [unknown_key(key) for key in config if key not in KEYS]
+    wrong = [key for key in KEYS if key in config and not KEYS[key].rule.is_met(config[key])]
+    problems += [f"{key}={shown(config[key])} is not {KEYS[key].rule.wants}" for key in wrong]
+    if not {"embedding_dim", "num_heads"} & {*wrong}:
+        sizes = {**DEFAULTS, **config}
+        problems += head_problems(sizes["embedding_dim"], sizes["num_heads"])
+    return problems
+
+
+def shown(value: Any) -> str:
+    """The value as it is typed, of bounded length."""
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"a number of {value.bit_length()} bits"
+    brief = reprlib.Repr()
+    brief.maxstring = brief.maxother = 80
+    return brief.repr(value)
+
+
+def unknown_key(key: Any) -> str:
+    """What is said of a key that does not exist, with the nearest one that does."""
+    nearest = difflib.get_close_matches(str(key), KEYS, n=1)
+    return f"unknown key {shown(key)}" + (f", did you mean {nearest[0]}?" if nearest else "")
+
+
+def head_problems(embedding_dim: int, num_heads: int) -> list[str]:
+    if embedding_dim % num_heads == 0:
+        return []
+    nearest = max(1, round(embedding_dim / num_heads)) * num_heads
+    return [
+        f"embedding_dim={embedding_dim} is not a multiple of num_heads={num_heads} "
+        f"({embedding_dim} = {embedding_dim // num_heads} x {num_heads} + "
+        f"{embedding_dim % num_heads}): try {nearest}"
+    ]
+
+
+# ---------------------------------------------------------------- the command line
+
+
+def options_from(arguments: Sequence[str], script: dict[str, Any]) -> dict[str, Any]:
+    """What `--key value` says; --help shows the remarks, and the values of the dict."""
+    parser = Parser(
+        prog="train.py",
+        description="Trains a GPT on the first of TinyStories.txt, data.txt and example.txt.",
+        allow_abbrev=False,
+    )
+    for name, key in KEYS.items():
+        parser.add_argument(
+            *dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"]),
+            default=argparse.SUPPRESS,
+            type=key.rule.read,
+            help=f"{key.remark} ({script.get(name, key.default)!r})".replace("%", "%%"),
+            metavar="VALUE",
+            **({"nargs": "?", "const": True} if type(key.default) is bool else {}),
+        )
+    known, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        names = [text.lstrip("-").split("=")[0] for text in unknown if text.startswith("--")]
+        problems = [unknown_key(name) for name in names] or [f"stray argument {unknown[0]!r}"]
+        raise ConfigError("command line: " + "; ".join(problems + problems_of(vars(known))))
+    return vars(known)
