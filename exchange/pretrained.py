@@ -24,7 +24,6 @@ MODEL_SIZES = {
 MODELS_FOLDER = "gpt2"
 NUM_TOKENS = END_OF_TEXT_ID + 1
 FINE_TUNING = {"learning_rate": 1e-5, "num_epochs": 2}  # good weights want small steps, and few
-UNCHOSEN = {"learning_rate": 3e-4, "num_epochs": 5}  # what train.py's config says, made for scratch
 
 
 @dataclass(frozen=True)
@@ -75,22 +74,6 @@ class Pretrained:
         model.to_empty(device=device)
         load_weights_into_gpt(model, self.read())
         return model
-
-    # Until train.py calls `architecture` and `build_model`:
-
-    def config(self, config: dict[str, Any]) -> dict[str, Any]:
-        gentle = {key: value for key, value in FINE_TUNING.items() if config[key] == UNCHOSEN[key]}
-        return {**config, **self.architecture(config, chosen=("seq_len",)), **gentle}
-
-    def __str__(self) -> str:
-        return (
-            f"{self.name}, fine-tuned with learning_rate {FINE_TUNING['learning_rate']} and "
-            f"{FINE_TUNING['num_epochs']} epochs unless the config has others than "
-            f"{UNCHOSEN['learning_rate']} and {UNCHOSEN['num_epochs']}"
-        )
-
-    def load_into(self, model: Transformer) -> None:
-        load_weights_into_gpt(model, self.read())
 
 
 def official(name: str) -> Pretrained:

@@ -92,9 +92,33 @@ def test_official_weights_are_fine_tuned_by_one_switch(
     monkeypatch.setattr(train, "USE_PRETRAINED", True)
     state = fine_tune(tiny_config, learning_rate=3e-4, num_epochs=5)
     assert (state["config"]["learning_rate"], state["config"]["num_epochs"]) == (1e-5, 2)
-    assert "gpt2-small (124M), fine-tuned with learning_rate 1e-05" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "weights   gpt2-small (124M)\n" in said
+    assert "learning_rate 1e-05, as suits fine-tuning: --learning_rate sets another" in said
     losses = [evaluation["loss"] for evaluation in state["history"]["evaluations"]]
     assert losses[-1] < losses[0]
+
+
+def test_what_an_option_says_counts_even_where_it_is_the_default(
+    huggingface_folder, text_folder, tiny_config
+):
+    script = {**tiny_config, "learning_rate": 3e-4, "num_epochs": 5, "seq_len": 16}
+    given = {"weights_path": str(huggingface_folder), "learning_rate": 3e-4, "num_epochs": 3}
+    state = checkpoint.load(train.train(script, given))
+    assert (state["config"]["learning_rate"], state["config"]["num_epochs"]) == (3e-4, 3)
+
+
+def test_fine_tuning_that_only_hurts_keeps_the_weights_it_began_with(
+    huggingface_folder, text_folder, tiny_config, capsys
+):
+    state = fine_tune(
+        tiny_config, weights_path=str(huggingface_folder), learning_rate=3.0, num_epochs=3
+    )
+    assert state["step"] == 0
+    published = from_safetensors(huggingface_folder).build_model(16)
+    for name, weight in published.state_dict().items():
+        assert torch.equal(state["model_state_dict"][name], weight)
+    assert "training did not help" in capsys.readouterr().out
 
 
 def test_the_published_sizes_win_and_what_the_user_wrote_is_not_passed_over(
