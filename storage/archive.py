@@ -9,6 +9,7 @@ import os
 import pickletools
 import re
 import struct
+import threading
 import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from functools import partial
 from typing import BinaryIO
 
 BLOCK_BYTES = 1 << 20
+READING = threading.Lock()
 NUM_THREADS = min(4, os.cpu_count() or 1)  # zlib works without Python's lock
 PICKLE_NAME = "data.pkl"
 ENTRY_NAME = re.compile(
@@ -66,7 +68,7 @@ def check(file: BinaryIO, *, only_pickle: bool = False) -> None:
     pickle_number = [name[2] for name in names].index(PICKLE_NAME)
     pickle_entry, pickle_start = entries[pickle_number], starts[pickle_number]
     check_crc(file, pickle_entry, pickle_start)
-    check_pickle(os.pread(file.fileno(), pickle_entry.file_size, pickle_start))
+    check_pickle(read_at(file, pickle_start, pickle_entry.file_size))
     if not only_pickle:
         with ThreadPoolExecutor(NUM_THREADS) as pool:
             list(pool.map(partial(check_crc, file), entries, starts))
@@ -74,10 +76,10 @@ def check(file: BinaryIO, *, only_pickle: bool = False) -> None:
 
 def read_directory(file: BinaryIO) -> tuple[list[zipfile.ZipInfo], int]:
     """The entries in the order of their bytes, and where the directory after them starts."""
-    size = os.fstat(file.fileno()).st_size
+    size = file.seek(0, os.SEEK_END)
     if size < END_RECORD.size:
         raise ArchiveError(f"only {size} bytes")
-    end = END_RECORD.unpack(os.pread(file.fileno(), END_RECORD.size, size - END_RECORD.size))
+    end = END_RECORD.unpack(read_at(file, size - END_RECORD.size, END_RECORD.size))
     if end[0] != b"PK\x05\x06" or end[-1] != 0:
         raise ArchiveError("cut short, or not a zip archive")
     try:
@@ -95,12 +97,12 @@ def read_directory(file: BinaryIO) -> tuple[list[zipfile.ZipInfo], int]:
 
 def data_start(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
     """Where the entry's bytes start; ArchiveError unless they are stored as they are."""
-    header = os.pread(file.fileno(), LOCAL_HEADER.size, entry.header_offset)
+    header = read_at(file, entry.header_offset, LOCAL_HEADER.size)
     if len(header) < LOCAL_HEADER.size:
         raise ArchiveError(f"entry {entry.filename} lies outside the file")
     signature, _, flags, method, *_, name_size, extra_size = LOCAL_HEADER.unpack(header)
     name_start = entry.header_offset + LOCAL_HEADER.size
-    name = os.pread(file.fileno(), name_size, name_start)
+    name = read_at(file, name_start, name_size)
     is_same = signature == b"PK\x03\x04" and name == entry.orig_filename.encode()
     if not is_same or (flags | entry.flag_bits) & ~HARMLESS_FLAGS:
         raise ArchiveError(f"entry {entry.filename} has a strange header")
@@ -111,12 +113,18 @@ def data_start(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
     return name_start + name_size + extra_size
 
 
+def read_at(file: BinaryIO, offset: int, size: int) -> bytes:
+    """The file's bytes from the offset on; for several threads, one after the other."""
+    with READING:
+        file.seek(offset)
+        return file.read(size)
+
+
 def check_crc(file: BinaryIO, entry: zipfile.ZipInfo, start: int) -> None:
     """ArchiveError unless the entry's bytes have the CRC that its writer noted."""
     crc, end = 0, start + entry.file_size
     for offset in range(start, end, BLOCK_BYTES):
-        block = os.pread(file.fileno(), min(BLOCK_BYTES, end - offset), offset)
-        crc = zlib.crc32(block, crc)
+        crc = zlib.crc32(read_at(file, offset, min(BLOCK_BYTES, end - offset)), crc)
     if crc != entry.CRC:
         raise ArchiveError(f"entry {entry.filename} has a wrong checksum")
 

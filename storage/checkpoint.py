@@ -4,11 +4,14 @@ import math
 import platform
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import init
+from torch.overrides import TorchFunctionMode
 
 from model import Transformer, build_transformer
 from storage import archive
@@ -21,7 +24,10 @@ BEST_NAME = "best_model.pt"
 STEP_NAME = re.compile(r"model_checkpoint_step_(0|[1-9][0-9]*)\.pt")
 ARCHITECTURE = ("embedding_dim", "num_layers", "num_heads", "dropout", "ffn_hidden_dim")
 EMBEDDING = "input_embedding.embedding.weight"
-DTYPES = {torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.bool}
+FLOATS = {torch.float32, torch.float64, torch.bfloat16, torch.float16}
+WHOLE = {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool}
+PLAIN = {str, int, float, bool, type(None)}
+DRAWS = {Tensor.normal_, Tensor.uniform_, init.normal_, init.uniform_, init.kaiming_uniform_}
 
 
 def step_path(folder: str | Path, step: int) -> Path:
@@ -36,6 +42,9 @@ def save(path: str | Path, state: dict[str, Any]) -> None:
 
     Nothing that is not finite is written, and the file is read back before it takes its name.
     """
+    for name, leaf in leaves(state):
+        if not is_plain(leaf):
+            raise TypeError(f"{name} is a {type(leaf)}: only tensors and plain values can be saved")
     broken = not_finite(state)
     if broken:
         raise BrokenStateError(
@@ -50,10 +59,10 @@ def torch_version() -> str:
     return str(torch.__version__)
 
 
-def check_written(path: Path) -> None:
+def check_written(path: str | Path) -> None:
     """OutputError unless the file holds what was meant."""
     try:
-        with path.open("rb") as file:
+        with as_path(path).open("rb") as file:
             archive.check(file)
     except archive.ArchiveError as error:
         raise OutputError(f"the disk garbled what was written ({path}: {error})") from error
@@ -71,6 +80,7 @@ def load(path: str | Path) -> dict[str, Any]:
     path = path / FINAL_NAME if path.is_dir() else path
     if not path.is_file():
         kind = "not a file" if path.exists() else "no checkpoint"
+        kind = "a link to nothing" if path.is_symlink() else kind
         raise CheckpointError(f"{kind} ({path}): train one with python train.py")
     try:
         with named(path), path.open("rb") as file:
@@ -125,7 +135,7 @@ def check_state(state: Any, *, num_bytes: int) -> None:
     for name, leaf in leaves(state):
         if isinstance(leaf, Tensor):
             storages[leaf.untyped_storage().data_ptr()] = check_tensor(name, leaf)
-        elif not isinstance(leaf, (str, int, float, type(None))):
+        elif not is_plain(leaf):
             raise ValueError(f"{name} is a {type(leaf).__name__}")
     if sum(storages.values()) > num_bytes:
         raise ValueError(f"its tensors claim {sum(storages.values()):,} of {num_bytes:,} bytes")
@@ -134,6 +144,11 @@ def check_state(state: Any, *, num_bytes: int) -> None:
     broken = not_finite(state)
     if broken:
         raise ValueError(f"{broken} is not finite")
+
+
+def is_plain(leaf: Any) -> bool:
+    """Whether a value can be in a file: a tensor, or just what Python is born with."""
+    return isinstance(leaf, Tensor) or type(leaf) in PLAIN
 
 
 def leaves(state: Any) -> Iterator[tuple[str, Any]]:
@@ -151,8 +166,8 @@ def leaves(state: Any) -> Iterator[tuple[str, Any]]:
 
 def check_tensor(name: str, tensor: Tensor) -> int:
     """The bytes of the tensor's storage; ValueError unless it is plain and lies within them."""
-    is_plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
-    if not is_plain or tensor.dtype not in DTYPES:
+    is_common = tensor.layout == torch.strided and tensor.device.type == "cpu"
+    if not is_common or tensor.dtype not in FLOATS | WHOLE:
         raise ValueError(f"{name} is a strange tensor ({tensor.dtype}, {tensor.layout})")
     num_bytes = tensor.untyped_storage().nbytes()
     if tensor.numel() * tensor.itemsize > num_bytes:
@@ -184,8 +199,9 @@ def check_weights(config: dict[str, Any], weights: dict[str, Any]) -> None:
     ]
     if differing:
         raise ValueError("another architecture: " + "; ".join(differing[:3]))
-    if not all(tensor.is_floating_point() for tensor in weights.values()):
-        raise ValueError("its weights are whole numbers")
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() != expected[name].is_floating_point():
+            raise ValueError(f"{name} holds numbers of another kind ({tensor.dtype})")
 
 
 def shape_in(weights: dict[str, Tensor], name: str) -> tuple[int, ...] | None:
@@ -216,10 +232,31 @@ def build_model(config: dict[str, Any], vocab_size: int) -> Transformer:
     )
 
 
+class _WithoutDraws(TorchFunctionMode):
+    """Tensors stay as they are where random numbers should fill them."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, arguments: tuple = (), options: dict | None = None
+    ) -> Any:
+        if function in DRAWS:
+            return (*arguments, *(options or {}).values())[0]
+        return function(*arguments, **(options or {}))
+
+
+@contextmanager
+def undrawn() -> Iterator[None]:
+    """Inside, models are built whose weights come from elsewhere: no time is spent on random ones.
+
+    Whatever else a part computes when it is built, as tables that no file holds, it has.
+    """
+    with torch.random.fork_rng(devices=()), _WithoutDraws():
+        yield
+
+
 def model_from(state: dict[str, Any]) -> Transformer:
     """The model that a checkpoint's state describes, in evaluation mode."""
     weights = state["model_state_dict"]
-    with torch.device("meta"):  # the weights are assigned next, so none are drawn here
+    with undrawn():
         model = build_model(state["config"], weights[EMBEDDING].size(0))
     model.load_state_dict(weights, assign=True)
     return model.eval()

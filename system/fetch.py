@@ -10,7 +10,6 @@ import hashlib
 import os
 import re
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +21,8 @@ from tqdm import tqdm
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError
 
 from system.errors import DownloadError
+from system.files import as_path, named
+from system.process import warn
 
 CONNECT_SECONDS = 4.0  # so that two sources out of reach are given up in under 10 s
 STALL_SECONDS = 60.0  # this long below MIN_BYTES_PER_SECOND is a failure
@@ -56,20 +57,23 @@ class _BrokenError(Exception):
         self.wait, self.is_reached = wait, is_reached
 
 
-def fetch(urls: Sequence[str], path: Path, file: RemoteFile) -> None:
+def fetch(urls: Sequence[str], path: str | Path, file: RemoteFile) -> None:
     """Puts the checked file at `path`; DownloadError holds what each address did instead."""
     failures = []
+    path = as_path(path)
     for url in urls:
         try:
-            _fetch_from(url, path, file)
+            with named(path):
+                _fetch_from(url, path, file)
             return
         except _RefusedError as error:
             failures.append(f"{url}: {error}")
     raise DownloadError("; ".join(failures))
 
 
-def fault_of(path: Path, file: RemoteFile) -> str | None:
+def fault_of(path: str | Path, file: RemoteFile) -> str | None:
     """What is wrong with the file at `path`, or None."""
+    path = as_path(path)
     if not path.is_file():
         return "missing"
     if file.size not in (None, _size(path)):
@@ -86,7 +90,7 @@ def fault_of(path: Path, file: RemoteFile) -> str | None:
     fault = f"SHA-256 {digest.hexdigest()} instead of {file.sha256}"
     if file.is_confirmed:
         return fault
-    warnings.warn(f"{path} has {fault}, which only one source gives: going on", stacklevel=2)
+    warn(f"{path} has {fault}, which only one source gives: going on")
     return None
 
 
@@ -258,4 +262,7 @@ def _meaning(error: Exception) -> Exception:
 
 
 def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0

@@ -2,20 +2,19 @@
 
 import ctypes
 import os
-import resource
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor, nn
 
 from system.errors import DeviceError
-from system.process import log
+from system.process import warn
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
-CPU_TOPOLOGY = Path("/sys/devices/system/cpu")
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -64,7 +63,7 @@ class Machine:
             torch.compile(torch.sin)(torch.zeros(2, device=self.device))
         except Exception as error:  # torch has a dozen kinds of them
             cause = str(error).strip().partition("\n")[0]
-            log(f"warning   not compiled, it only takes longer: no working compiler ({cause})")
+            warn(f"not compiled, it only takes longer: no working compiler ({cause})")
             return module
         return torch.compile(module)
 
@@ -74,8 +73,18 @@ class Machine:
             return torch.cuda.max_memory_allocated(self.device)
         if self.device.type == "mps":
             return torch.mps.current_allocated_memory()
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        return peak_memory()
+
+
+def peak_memory() -> int:
+    """The most bytes of RAM that this process has held; at present where nobody counts the peak."""
+    try:
+        import resource
+    except ImportError:  # on Windows
+        memory = psutil.Process().memory_info()
+        return getattr(memory, "peak_wset", memory.rss)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def tune_process() -> None:
@@ -88,18 +97,19 @@ def tune_process() -> None:
 
 def num_cores() -> int:
     """Physical cores that this process may use, or what a container allows it if that is less."""
-    cpus = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count()))(0)
-    siblings = [CPU_TOPOLOGY / f"cpu{cpu}/topology/thread_siblings_list" for cpu in cpus]
-    num_physical = len({path.read_text() if path.exists() else path for path in siblings})
-    if not CPU_QUOTA.exists():
-        return num_physical
-    quota, period = CPU_QUOTA.read_text().split()  # of processor time, "max" is all of it
-    return num_physical if quota == "max" else min(num_physical, max(1, int(quota) // int(period)))
+    limits = [psutil.cpu_count(logical=False) or psutil.cpu_count() or 1]
+    process = psutil.Process()
+    if hasattr(process, "cpu_affinity"):  # macOS binds no process to processors
+        limits.append(len(process.cpu_affinity()))
+    quota, period = CPU_QUOTA.read_text().split() if CPU_QUOTA.exists() else ("max", "")
+    if quota != "max":  # of processor time in each period
+        limits.append(max(1, int(quota) // int(period)))
+    return min(limits)
 
 
 def keep_freed_memory() -> None:
     """Tells glibc to keep freed blocks for the next step; handed back, they fault in again."""
-    if "CS_GNU_LIBC_VERSION" in os.confstr_names:
+    if "CS_GNU_LIBC_VERSION" in getattr(os, "confstr_names", ()):
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

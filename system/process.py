@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -13,10 +14,11 @@ from tqdm import tqdm
 
 EXIT_DISK = 6
 EXIT_MEMORY = 8
+WRONG_NAME = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
 STOP_SIGNALS = {
-    signal.SIGINT: "Ctrl-C",
-    signal.SIGTERM: "SIGTERM",
-    signal.SIGHUP: "SIGHUP",
+    getattr(signal, name): said
+    for name, said in {"SIGINT": "Ctrl-C", "SIGTERM": "SIGTERM", "SIGHUP": "SIGHUP"}.items()
+    if hasattr(signal, name)  # Windows has no SIGHUP
 }
 
 
@@ -34,7 +36,8 @@ class StopSignals:
 
     Raised at once, until `hold()`; from then on only by `check()`, where the program can be left
     in order, and at any time inside `interruptible()`, where nothing is recorded. The second
-    signal always ends the process at once.
+    signal ends the process at once, or at a prompt only the call. Python gives signals to the main
+    thread alone: in another one nothing is installed, and the work goes on undisturbed.
     """
 
     def __init__(self) -> None:
@@ -42,9 +45,12 @@ class StopSignals:
         self._is_held = False
 
     def __enter__(self) -> "StopSignals":
-        is_under_nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-        numbers = STOP_SIGNALS.keys() - ({signal.SIGHUP} if is_under_nohup else set())
-        self._previous = {number: signal.signal(number, self._receive) for number in numbers}
+        self._previous = {}
+        if threading.current_thread() is threading.main_thread():
+            for number, said in STOP_SIGNALS.items():
+                is_under_nohup = said == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN
+                if not is_under_nohup:
+                    self._previous[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(
@@ -54,7 +60,7 @@ class StopSignals:
         trace: TracebackType | None,
     ) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler or signal.SIG_DFL)  # None: not installed from Python
 
     def hold(self) -> None:
         self._is_held = True
@@ -75,6 +81,8 @@ class StopSignals:
             self._is_held = was_held
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self._received is not None and hasattr(sys, "ps1"):  # a notebook keeps its variables
+            raise KeyboardInterrupt
         if self._received is not None:
             os._exit(exit_code_after(number))
         self._received = number
@@ -94,14 +102,17 @@ def run_command(main: Callable[[], None]) -> None:
     TRACEBACK=1 in the environment its traceback is shown; that of a bug always is.
     """
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by the caller, as `>&-` does
+        stream = getattr(sys, name)
+        if not is_open(stream):
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
-        getattr(sys, name).reconfigure(errors="backslashreplace")
+        elif hasattr(stream, "reconfigure"):  # a notebook's has not
+            stream.reconfigure(errors="backslashreplace")
     try:
         main()
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of our output has left, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with suppress(OSError):  # a stream without a file has nothing left to write at the end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except (Exception, Stopped, KeyboardInterrupt) as error:
         code = exit_code_of(error)
@@ -137,7 +148,8 @@ def describe(error: BaseException) -> str:
     """The error in one line."""
     if isinstance(error, OSError) and error.strerror:
         place = f" ({error.filename})" if error.filename else ""
-        return f"{error.strerror}{place}: check the disk and the permissions"
+        remedy = "the name" if isinstance(error, WRONG_NAME) else "the disk and the permissions"
+        return f"{error.strerror}{place}: check {remedy}"
     if isinstance(error, KeyboardInterrupt):
         return "by Ctrl-C"
     if exit_code_of(error) == EXIT_MEMORY and not hasattr(error, "exit_code"):
@@ -169,7 +181,16 @@ def only_warn(loss: str) -> Iterator[None]:
         warn(f"{loss}: {describe(error)}")
 
 
-def _print(line: str, stream: TextIO) -> None:
+def is_open(stream: TextIO | None) -> bool:
+    """Whether there is a stream: Python has none where the caller closed it, as `>&-` does."""
+    return stream is not None and not getattr(stream, "closed", False)
+
+
+def _print(line: str, stream: TextIO | None) -> None:
+    if not is_open(stream):
+        return
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    line = line.encode(encoding, "backslashreplace").decode(encoding)
     with suppress(OSError):
         tqdm.write(line, file=stream)
         stream.flush()

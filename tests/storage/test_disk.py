@@ -5,7 +5,6 @@ import os
 import resource
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,6 @@ from corpus import token_cache
 from reports import plot
 from storage import checkpoint, run_folder
 from system.errors import OutOfRoomError, OutputError
-from system.files import check_writable
 from system.process import describe, exit_code_of
 from training import capacity
 from training.run import Run
@@ -96,27 +94,6 @@ def test_the_count_of_parameters_is_that_of_the_model():
     assert capacity.num_parameters(state["config"], num_rows=3) == total
 
 
-def test_an_output_folder_that_is_missing_or_a_file_is_refused(tmp_path):
-    for path in (tmp_path / "none", tmp_path / "file"):
-        (tmp_path / "file").touch()
-        with pytest.raises(OutputError, match="output folder"):
-            check_writable(path)
-
-
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can become nobody")
-def test_a_read_only_output_folder_is_refused():
-    real, effective, saved = os.getresuid()
-    place = Path(tempfile.mkdtemp())  # not below a folder that only root may enter
-    place.chmod(0o555)
-    os.setresuid(65534, 65534, saved)  # nobody: root may write everywhere
-    try:
-        with pytest.raises(OutputError, match="read-only"):
-            check_writable(place)
-    finally:
-        os.setresuid(real, effective, saved)
-        place.rmdir()
-
-
 def test_a_token_cache_that_cannot_be_written_beside_the_text_goes_to_the_output(
     place, monkeypatch
 ):
@@ -151,7 +128,7 @@ def test_a_reader_never_meets_half_a_checkpoint(tmp_path):
     checkpoint.save(path, tiny_state(0))
     writer = (
         "from tiny_run import tiny_state; from storage import checkpoint\n"
-        f"for step in range(150): checkpoint.save({str(path)!r}, tiny_state(step))"
+        f"for step in range(60): checkpoint.save({str(path)!r}, tiny_state(step))"
     )
     places = os.pathsep.join(
         [str(Path(__file__).parent.parent), str(Path(checkpoint.__file__).parent.parent)]

@@ -1,17 +1,19 @@
 """The command as a user meets it: one line, a documented code, a traceback only on request."""
 
+import contextlib
+import io
 import os
+import runpy
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from tiny_run import CONFIG, train_quickly
 
 from storage import checkpoint, run_folder
-from system.errors import FolderInUseError
-from system.files import only_writer
 from training.run import Run
 
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -49,29 +51,13 @@ def test_training_without_a_reader_of_its_output_reaches_its_end(place, streams)
     assert (place / "final_trained_model.pt").exists()
 
 
-def test_generate_refuses_a_damaged_checkpoint_with_one_line(tmp_path):
-    (tmp_path / "model.pt").write_bytes(b"torn")
-    done = command("--prompt=a", "--checkpoint=model.pt", script="generate.py", cwd=tmp_path)
-    assert done.returncode == 4
-    assert done.stderr.startswith("error: not an intact checkpoint (model.pt")
-    assert done.stderr.count("\n") == 1
-
-
-def test_a_second_writer_is_named_and_a_dead_ones_lock_is_free(tmp_path):
-    holder = "import pathlib\nfrom system import files\nwith files.only_writer(pathlib.Path('.')): "
-    place = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(REPOSITORY)}}
-    waiting = [sys.executable, "-c", holder + "print('held', flush=True); input()"]
-    with subprocess.Popen(
-        waiting, stdin=subprocess.PIPE, stdout=subprocess.PIPE, **place
-    ) as process:
-        process.stdout.readline()
-        in_use = pytest.raises(FolderInUseError, match=f"process {process.pid}")
-        with in_use as caught, only_writer(tmp_path):
-            pass
-        assert caught.value.exit_code == 2
-        process.kill()
-    with only_writer(tmp_path):
-        pass
+def test_a_notebook_runs_a_command_and_a_thread_trains_after_it(place, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py", *OPTIONS, "--num_epochs=1"])
+    with contextlib.redirect_stdout(io.StringIO()) as shown:
+        runpy.run_path(str(REPOSITORY / "train.py"), run_name="__main__")  # as %run does
+    assert "saved" in shown.getvalue()
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(train_quickly, num_epochs=1).result().exists()
 
 
 def test_no_home_and_no_temporary_folder_are_needed(place):

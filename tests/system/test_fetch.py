@@ -237,11 +237,11 @@ def test_a_file_of_unknown_size_is_continued_too(server: FileServer, tmp_path: P
 
 
 def test_a_hash_from_one_source_warns_and_a_confirmed_one_refuses(
-    server: FileServer, tmp_path: Path
+    server: FileServer, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     file = RemoteFile(len(CONTENT), "0" * 64, is_confirmed=False)
-    with pytest.warns(UserWarning, match="only one source"):
-        assert fetched(tmp_path, server, file=file) == CONTENT
+    assert fetched(tmp_path, server, file=file) == CONTENT
+    assert "which only one source gives: going on" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("status", [500, 502, 503])

@@ -1,8 +1,12 @@
 """Where a command runs and how it ends: device, precision, signals, exit codes, seeds."""
 
+import contextlib
+import io
 import os
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -21,7 +25,7 @@ from system.errors import (
     VocabularyError,
 )
 from system.machine import Machine, seed_step
-from system.process import Stopped, run_command
+from system.process import Stopped, StopSignals, log, run_command, warn
 
 ROOT = Path(__file__).parent.parent.parent
 SIGNALS = """
@@ -161,6 +165,60 @@ def test_a_signal_stops_the_process(tmp_path, run_python, arguments, code, print
     assert (result.stdout.splitlines(), result.returncode) == (printed, code), result.stderr
 
 
+def test_in_another_thread_the_signals_stay_as_they_are():
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    handlers = [signal.getsignal(number) for number in numbers]
+    seen = []
+
+    def work() -> None:
+        with StopSignals() as signals, signals.interruptible():
+            seen.extend(signal.getsignal(number) for number in numbers)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == handlers
+
+
+def test_at_a_prompt_the_second_signal_ends_the_call_and_not_the_process(monkeypatch):
+    monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
+    with StopSignals() as signals:
+        signals.hold()
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+# ---------------------------------------------------------------- odd streams
+
+
+def test_a_notebooks_stream_takes_a_command_and_a_closed_one_is_no_error(monkeypatch):
+    stream = io.StringIO()  # it has no `reconfigure` and no file
+    monkeypatch.setattr(sys, "stdout", stream)
+    for _ in range(2):
+        run_command(lambda: log("雪"))
+    assert stream.getvalue() == "雪\n雪\n"
+    with pytest.raises(SystemExit) as left:
+        run_command(lambda: print(1, file=NoReader()))
+    assert left.value.code == 0
+    stream.close()
+    log("nobody hears it")
+    run_command(lambda: print("nor this"))
+    sys.stdout.close()  # what stands in for the closed one
+
+
+class NoReader(io.StringIO):
+    def write(self, text: str) -> int:
+        raise BrokenPipeError
+
+
+def test_a_line_reaches_a_stream_that_lacks_its_letters():
+    written = io.BytesIO()
+    with contextlib.redirect_stderr(io.TextIOWrapper(written, encoding="ascii")):
+        warn("no 雪")
+        assert written.getvalue() == b"warning: no \\u96ea\n"
+
+
 # ---------------------------------------------------------------- the door for errors
 
 ERRORS = [
@@ -211,8 +269,9 @@ def test_a_foreseen_error_is_one_line_and_its_code(capsys, error, code):
             6,
             "error: Permission denied (a file): check the disk and the permissions\n",
         ),
+        (FileNotFoundError(2, "No such file", "a"), 6, "error: No such file (a): check the name\n"),
     ],
-    ids=["Ctrl-C", "SIGTERM", "early Ctrl-C", "RAM", "card", "lines", "system"],
+    ids=["Ctrl-C", "SIGTERM", "early Ctrl-C", "RAM", "card", "lines", "system", "missing"],
 )
 def test_each_end_is_said_in_one_line(capsys, error, code, line):
     assert outcome_of(error, capsys) == (code, line)

@@ -1,6 +1,5 @@
 """What makes a process fast: threads, the compiler; the results stay the same."""
 
-import os
 import shutil
 from pathlib import Path
 
@@ -43,22 +42,15 @@ def test_no_more_threads_than_cores(monkeypatch):
     [("max 100000\n", 4), ("200000 100000\n", 2), ("50000 100000\n", 1), ("900000 100000\n", 4)],
 )
 def test_a_containers_quota_counts_as_cores(tmp_path, monkeypatch, quota, expected):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {1000, 1001, 1002, 1003}, raising=False)
+    monkeypatch.setattr(machine.psutil, "cpu_count", lambda logical: 8 if logical else 4)
+    affinity = [1000, 1001, 1002, 1003, 1004]
+    monkeypatch.setattr(machine.psutil.Process, "cpu_affinity", lambda _: affinity, raising=False)
     monkeypatch.setattr(machine, "CPU_QUOTA", tmp_path / "cpu.max")
     assert machine.num_cores() == 4
     (tmp_path / "cpu.max").write_text(quota)
     assert machine.num_cores() == expected
-
-
-def test_hyperthreads_of_a_core_count_once(tmp_path, monkeypatch):
-    for cpu, siblings in enumerate(["0-1", "0-1", "2-3", "2-3"]):
-        folder = tmp_path / f"cpu{cpu}" / "topology"
-        folder.mkdir(parents=True)
-        (folder / "thread_siblings_list").write_text(siblings)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
-    monkeypatch.setattr(machine, "CPU_TOPOLOGY", tmp_path)
-    monkeypatch.setattr(machine, "CPU_QUOTA", tmp_path / "no such file")
-    assert machine.num_cores() == 2
+    affinity[:] = [7]
+    assert machine.num_cores() == 1
 
 
 def test_products_that_stay_in_float32_use_tf32_on_cuda(monkeypatch):
@@ -83,8 +75,8 @@ def test_a_machine_without_a_compiler_says_so_and_goes_on(tmp_path, run_python):
         TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"),
     )
     assert result.returncode == 0, result.stderr
-    line, shape = result.stdout.splitlines()
-    assert line.startswith("warning   not compiled")
+    (shape,) = result.stdout.splitlines()
+    assert "warning: not compiled" in result.stderr
     assert shape == "torch.Size([1, 2])"
 
 
