@@ -40,6 +40,7 @@ KINDS = {  # what a file is by its first bytes, and what to do
     b"version https://git-lfs": ("a Git LFS pointer", "git lfs pull fetches the file itself"),
     b"GGUF": ("a GGUF file", "give the Hugging Face folder that it was made from"),
     b"<": ("a web page", "download the file itself"),
+    b"{": ("JSON", "give the folder, or its .safetensors file"),
 }
 END_IDS = {"bos_token_id": END_OF_TEXT_ID, "eos_token_id": END_OF_TEXT_ID}
 
@@ -167,13 +168,13 @@ def tensors_in(path: Path) -> Iterator[StoredTensor]:
                 shape = opened.get_slice(name).get_shape()
                 yield StoredTensor(path, name, tuple(shape))
     except FileNotFoundError as error:
-        raise WeightsError(f"no such file ({path}): copy it there, or name another") from error
+        raise WeightsError(f"no such file ({path}): check the path, or copy it there") from error
     except SafetensorError as error:
         with path.open("rb") as file:
             start = file.read(24)
         kinds = [kind for magic, kind in KINDS.items() if start.startswith(magic)]
         kind, advice = kinds[0] if kinds else (error if start else "empty", "copy it again")
-        raise WeightsError(f"not a safetensors file ({path} is {kind}): {advice}") from error
+        raise WeightsError(f"not a safetensors file ({path}: {kind}): {advice}") from error
 
 
 # ---------------------------------------------------------------- writing

@@ -1,7 +1,6 @@
 """A model in other programs: transformers' logits, text and ids; the receipt, the card, errors."""
 
 import contextlib
-import hashlib
 import io
 import re
 import socket
@@ -24,7 +23,6 @@ from exchange import huggingface
 from exchange.pretrained import from_safetensors
 from exchange.receipt import Receipt, compare, gpt2_logits
 from generation.generator import TextGenerator
-from gpt_download import SHARED_SHA256
 from model import MultiHeadAttentionBlock, Transformer
 from reports.history import History
 from storage import checkpoint
@@ -82,6 +80,9 @@ def exported(request, tmp_path_factory) -> SimpleNamespace:
     return SimpleNamespace(model=model, file=file, folder=folder / "hf", printed=printed)
 
 
+only_odd = pytest.mark.parametrize("exported", [ODD], indirect=True, ids=["odd"])
+
+
 @pytest.fixture(scope="module")
 def theirs(exported) -> SimpleNamespace:
     """The model and the tokenizer that transformers reads in the folder, with no network."""
@@ -103,10 +104,13 @@ def theirs(exported) -> SimpleNamespace:
 
 
 @torch.no_grad()
-def test_logits_in_transformers_are_ours(exported, theirs):
+def test_transformers_and_the_written_out_formulas_give_our_logits(exported, theirs):
     tokens = torch.randint(NUM_TOKENS, (3, exported.model.seq_len))
-    difference = (theirs.model(tokens).logits - exported.model(tokens)).abs().max()
-    assert difference < 1e-4  # float32, logits of about 10
+    expected = theirs.model(tokens).logits
+    heads = exported.model.blocks[0].attention.num_heads
+    written_out = gpt2_logits(huggingface_weights(exported.model), heads, tokens)
+    for logits in (exported.model(tokens), written_out):
+        torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)  # float32
 
 
 def test_greedy_text_in_transformers_is_ours(exported, theirs, tokenizer):
@@ -117,7 +121,7 @@ def test_greedy_text_in_transformers_is_ours(exported, theirs, tokenizer):
     assert len(ids) == 2 + 50
 
 
-@pytest.mark.parametrize("exported", [ODD], indirect=True, ids=["odd"])
+@only_odd
 def test_both_kinds_of_tokenizer_give_our_ids(exported, theirs, tokenizer):
     from tokenizers import Tokenizer
 
@@ -129,14 +133,6 @@ def test_both_kinds_of_tokenizer_give_our_ids(exported, theirs, tokenizer):
         assert alone.decode(ids, skip_special_tokens=False) == text
     assert len(theirs.tokenizer) == NUM_TOKENS
     assert theirs.tokenizer.eos_token_id == theirs.tokenizer.bos_token_id == END_OF_TEXT_ID
-
-
-@pytest.mark.parametrize("exported", [ODD], indirect=True, ids=["odd"])
-def test_the_vocabulary_is_openais_byte_for_byte(exported):
-    """The hashes are those of the files that come with the official weights."""
-    for ours, official in {"vocab.json": "encoder.json", "merges.txt": "vocab.bpe"}.items():
-        content = (exported.folder / ours).read_bytes()
-        assert hashlib.sha256(content).hexdigest() == SHARED_SHA256[official]
 
 
 def test_out_and_in_again_changes_no_bit(exported):
@@ -169,19 +165,11 @@ def test_a_gguf_file_has_a_receipt(tmp_path, monkeypatch):
     assert {path.name for path in tmp_path.iterdir()} == {"x", "model.pt"}
 
 
-@pytest.mark.parametrize("exported", [ODD], indirect=True, ids=["odd"])
+@only_odd
 def test_without_transformers_gpt2_written_out_checks(exported, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "transformers", None)
     printed = run_export("--to", "hf", tmp_path / "hf", "--checkpoint", exported.file)
     assert "read back by safetensors: largest logit difference" in printed
-
-
-@torch.no_grad()
-def test_gpt2_written_out_is_transformers_gpt2(exported, theirs):
-    ids = torch.randint(NUM_TOKENS, (2, 31))
-    heads = exported.model.blocks[0].attention.num_heads
-    logits = gpt2_logits(huggingface_weights(exported.model), heads, ids)
-    torch.testing.assert_close(logits, theirs.model(ids).logits, rtol=1e-5, atol=1e-5)
 
 
 def test_the_receipt_shows_what_differs():
@@ -289,12 +277,9 @@ def test_what_a_type_cannot_hold_is_not_exported(tmp_path):
     ("arguments", "code", "reason"),
     [
         (["--to", "hf", "full"], 2, "something already"),
-        (["--to", "hf", "small.pt"], 2, "something already"),
-        (["--to", "gguf", "full"], 2, "something already"),
         (["--to", "gguf", "small.pt"], 2, "something already"),
         (["--to", "hf", "no/where"], 6, "folder is missing"),
         (["--to", "hf", "new", "--type", "f16"], 2, "--type is for --to gguf"),
-        (["--to", "onnx", "new"], 2, "invalid choice"),
         (["--to", "gguf", "new", "--type", "q4"], 2, "invalid choice"),
         (["--to", "hf", "new"], 2, "not GPT-2's vocabulary"),
         (["--to", "gguf", "new", "--checkpoint", "gone.pt"], 4, "no checkpoint"),
@@ -327,7 +312,7 @@ def fail(*_: Any) -> NoReturn:
     raise OSError(28, "No space left on device")
 
 
-@pytest.mark.parametrize("exported", [ODD], indirect=True, ids=["odd"])
+@only_odd
 @pytest.mark.parametrize("form", ["hf", "gguf"])
 def test_a_failed_export_leaves_nothing(exported, monkeypatch, tmp_path, form):
     monkeypatch.setattr(huggingface, "model_card", fail)  # the last text of a folder
@@ -337,7 +322,7 @@ def test_a_failed_export_leaves_nothing(exported, monkeypatch, tmp_path, form):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("exported", [ODD], indirect=True, ids=["odd"])
+@only_odd
 def test_what_a_killed_export_has_left_is_swept(exported, run_python, tmp_path):
     script = (
         "import os, sys\nfrom system.files import *\n"
@@ -346,5 +331,5 @@ def test_what_a_killed_export_has_left_is_swept(exported, run_python, tmp_path):
     )
     run_python("-c", script, tmp_path, folder=tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
-    run_export("--to", "gguf", tmp_path / "new", "--checkpoint", exported.file)
+    run_export("--to", "hf", tmp_path / "new", "--checkpoint", exported.file)
     assert list(tmp_path.iterdir()) == [tmp_path / "new"]
