@@ -65,6 +65,8 @@ class Machine:
             cause = str(error).strip().partition("\n")[0]
             warn(f"not compiled, it only takes longer: no working compiler ({cause})")
             return module
+        for name in getattr(module, "eager_parts", ()):
+            setattr(module, name, torch.compiler.disable(getattr(module, name)))
         return torch.compile(module)
 
     def memory_in_use(self) -> int:

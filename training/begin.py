@@ -13,7 +13,6 @@ from torch import nn
 
 from corpus.corpus import Corpus, read_corpus
 from corpus.vocabulary import Vocabulary
-from exchange.pretrained import FINE_TUNING, Pretrained, from_safetensors, official
 from model import Transformer
 from storage import checkpoint, run_folder
 from system.errors import CheckpointError, ConfigError, DataError
@@ -90,30 +89,19 @@ def check_warmup(warmup_steps: int, num_steps: int) -> None:
 def started(wanted: Wanted) -> Start:
     """A new run, from random weights or from published ones."""
     config = {**wanted.config, "output_dir": str(wanted.folder)}
-    pretrained = published(config)
-    if pretrained is None:
+    if not (config["weights_path"] or config["use_pretrained"]):
         return Start(config, partial(random_model, config))
-    gentle = {key: value for key, value in FINE_TUNING.items() if key not in wanted.chosen}
-    config = {**config, **gentle, **pretrained.architecture(config, wanted.chosen)}
+    from exchange.pretrained import FINE_TUNING, from_safetensors, official  # bring requests
+
+    path = config["weights_path"]
+    pretrained = from_safetensors(path) if path else official(config["model_name"])
     log(f"weights   {pretrained.name}")
+    gentle = {key: value for key, value in FINE_TUNING.items() if key not in wanted.chosen}
     for key, value in gentle.items():
         log(f"          {key} {value:g}, as suits fine-tuning: --{key} sets another")
-    return Start(config, partial(published_model, config, pretrained))
-
-
-def published(config: dict[str, Any]) -> Pretrained | None:
-    """The weights that the config asks for, None for random ones."""
-    if config["weights_path"]:
-        return from_safetensors(config["weights_path"])
-    return official(config["model_name"]) if config["use_pretrained"] else None
-
-
-def published_model(
-    config: dict[str, Any], pretrained: Pretrained, vocabulary: Vocabulary, machine: Machine
-) -> Transformer:
-    return pretrained.build_model(
-        config["seq_len"], dropout=config["dropout"], device=machine.device
-    )
+    config = {**config, **gentle, **pretrained.architecture(config, wanted.chosen)}
+    build = partial(pretrained.build_model, config["seq_len"], dropout=config["dropout"])
+    return Start(config, lambda vocabulary, machine: build(device=machine.device))
 
 
 def random_model(config: dict[str, Any], vocabulary: Vocabulary, machine: Machine) -> Transformer:

@@ -29,6 +29,8 @@ class NextTokenLoss(nn.Module):
     enters the softmax sum that many times. With 1 this is the ordinary cross-entropy.
     """
 
+    eager_parts = ("_of_hidden",)  # a traced loop is unrolled and loses its one buffer
+
     def __init__(
         self, model: nn.Module, *, num_shared: int = 1, chunk_size: int | None = None
     ) -> None:
@@ -46,7 +48,6 @@ class NextTokenLoss(nn.Module):
         hidden = self.model.hidden_states(inputs).flatten(0, 1)
         return self._of_hidden(hidden, targets.flatten(), num_tokens or targets.numel())
 
-    @torch.compiler.disable  # eager by choice: a traced loop is unrolled and loses its one buffer
     def _of_hidden(self, hidden: Tensor, targets: Tensor, num_tokens: int) -> Tensor:
         device = hidden.device.type
         weight = self.model.input_embedding.embedding.weight
