@@ -15,7 +15,7 @@ from generation.row import Row, printable
 from generation.scoring import log_probabilities
 from generation.settings import SAMPLE, Sampling, Settings
 from generation.textstats import distinct_share, longest_copies
-from system.files import write_durably
+from system.files import as_path, write_durably
 from system.process import warn
 from tokenizer import END_OF_TEXT_ID
 
@@ -245,7 +245,7 @@ def side_by_side(texts: dict[str, str], *, width: int) -> str:
     return "\n\n".join(rows)
 
 
-def plot_comparison(path: Path, comparison: Comparison) -> None:
+def plot_comparison(path: str | Path, comparison: Comparison) -> None:
     """Draws each statistic of each setting as a bar, that of human text as a line, into a PNG.
 
     A picture that cannot be had is a warning: the numbers are there without it.
@@ -255,7 +255,7 @@ def plot_comparison(path: Path, comparison: Comparison) -> None:
 
         figure = Figure(figsize=(12, 4), layout="constrained")
         draw_panels(figure, comparison)
-        write_durably(path, lambda file: figure.savefig(file, format="png", dpi=120))
+        write_durably(as_path(path), lambda file: figure.savefig(file, format="png", dpi=120))
     except (ImportError, OSError) as error:
         warn(f"no picture of the comparison ({path}): {getattr(error, 'strerror', None) or error}")
 

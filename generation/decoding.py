@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from generation.cuda_graph import OneTokenStep
-from generation.kv_cache import KeyValueCache, new_cache
+from generation.kv_cache import KeyValueCache, is_cacheable, new_cache
 from generation.sampling import choose
 from generation.settings import Sampling
 from model import Transformer, evaluation_mode
@@ -24,7 +24,8 @@ class Context:
 
     The model sees the last `seq_len` tokens of a row. While they fit, each new token is computed
     alone, from the cache. Learned positions cannot slide: once a row is longer than the context,
-    every window is read anew, so the logits are those of reading the window without a cache.
+    every window is read anew, so the logits are those of reading the window without a cache. So is
+    each window of a variant whose attention is not the one that the cache computes.
 
     Ids from `vocab_size` on are no tokens: a table may have more rows, and they are never chosen.
     """
@@ -41,17 +42,22 @@ class Context:
         self.rows = [list(prompt) for prompt in prompts]
         self.max_new_tokens = max_new_tokens
         self.vocab_size = vocab_size
-        capacity = min(model.seq_len, max(map(len, prompts)) + max_new_tokens)
-        self.cache = new_cache(model, len(prompts), capacity)
-        self.read_one: Callable[[Sequence[int]], Tensor] = partial(next_logits, model, self.cache)
-        if model.device.type in REPLAYING:
-            self.read_one = OneTokenStep(model, self.cache)
         self._modules = list(model.modules())
+        self.cache: KeyValueCache | None = None
+        if is_cacheable(model):
+            capacity = min(model.seq_len, max(map(len, prompts)) + max_new_tokens)
+            self.cache = new_cache(model, len(prompts), capacity)
+            self.read_one: Callable[[Sequence[int]], Tensor] = partial(
+                next_logits, model, self.cache
+            )
+            if model.device.type in REPLAYING:
+                self.read_one = OneTokenStep(model, self.cache)
 
     def logits(self) -> Tensor:
         """Of the next token of each row, (B, V); the next call may overwrite them."""
         lengths = [len(row) for row in self.rows]
-        is_one_token_new = self.cache.lengths == [length - 1 for length in lengths]
+        known = self.cache.lengths if self.cache else None
+        is_one_token_new = known == [length - 1 for length in lengths]
         with self._evaluating():
             if max(lengths) <= self.model.seq_len and is_one_token_new:
                 logits = self.read_one([row[-1] for row in self.rows])
@@ -67,7 +73,8 @@ class Context:
     def select(self, rows: Sequence[int]) -> None:
         """Row i becomes what row `rows[i]` was; the rest is forgotten."""
         self.rows = [list(self.rows[row]) for row in rows]
-        self.cache.select(rows)
+        if self.cache:
+            self.cache.select(rows)
 
     def _evaluating(self) -> AbstractContextManager[None]:
         """No dropout during a step; a caller who trains the model in between still has it."""
@@ -79,10 +86,12 @@ class Context:
         windows = [row[-self.model.seq_len :] for row in self.rows]
         lengths = [len(window) for window in windows]
         padded = [window + [0] * (max(lengths) - len(window)) for window in windows]
-        self.cache.lengths = [0] * len(windows)
         tokens = torch.tensor(padded, device=self.model.device)
+        if self.cache:
+            self.cache.lengths = [0] * len(windows)
         hidden = self.model.hidden_states(tokens, self.cache)
-        self.cache.lengths = lengths
+        if self.cache:
+            self.cache.lengths = lengths
         return hidden[range(len(windows)), [length - 1 for length in lengths]]
 
 

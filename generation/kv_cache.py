@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from model import Transformer
+from model import MultiHeadAttentionBlock, Transformer
+
+
+def is_cacheable(model: Transformer) -> bool:
+    """Whether no block mixes its values in a way of its own: the caches would ignore that."""
+    own = {getattr(type(block.attention), "attend", None) for block in model.blocks}
+    return own == {MultiHeadAttentionBlock.attend}
 
 
 def new_cache(model: Transformer, batch_size: int, capacity: int) -> "KeyValueCache":

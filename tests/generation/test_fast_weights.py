@@ -94,6 +94,15 @@ class NormedAttention(MultiHeadAttentionBlock):
         return super().forward(x, changed)
 
 
+class ShortSight(MultiHeadAttentionBlock):
+    """A position looks at itself and the two before it."""
+
+    def attend(self, query, key, value):
+        T = query.size(2)
+        mask = torch.ones(T, T, dtype=torch.bool).tril().triu(-2)
+        return nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+
 class OwnHead(Transformer):
     """An output layer of its own, in place of the embedding's table."""
 
@@ -101,11 +110,10 @@ class OwnHead(Transformer):
         return self.output(hidden)
 
 
-def variant(*, attention: bool = False, head: bool = False) -> Transformer:
+def variant(attention: type = MultiHeadAttentionBlock, *, head: bool = False) -> Transformer:
     model = clear_model()
-    if attention:
-        for block in model.blocks:
-            block.attention = NormedAttention(12, 3, 0.5)
+    for block in model.blocks:
+        block.attention = attention(12, 3, 0.5)
     if head:
         model.__class__ = OwnHead
         model.output = nn.Linear(12, V)
@@ -115,9 +123,9 @@ def variant(*, attention: bool = False, head: bool = False) -> Transformer:
 
 
 VARIANTS = {
-    "attention": {"attention": True},
-    "head": {"head": True},
-    "both": {"attention": True, "head": True},
+    "norms": {"attention": NormedAttention},
+    "window": {"attention": ShortSight},
+    "norms and head": {"attention": NormedAttention, "head": True},
 }
 
 
