@@ -85,19 +85,20 @@ def of_run(folder: str | Path, run_id: str | None, *, up_to: float = math.inf) -
 
 
 def set_aside(folder: str | Path, run_id: str) -> Path | None:
-    """Moves what other runs than this one left in the folder, and returns where to, or None.
+    """Moves what other runs left in the folder, and returns where to; None for nothing.
 
     Each run gets `earlier_runs/<start of its id>`, files that name no run `earlier_runs/unknown`.
-    Each move is a rename to a name that is free. The note of the run's id goes last: after a crash
-    the next start finds what is left, and where the rest has gone.
+    Where there are several, it is the place of the run that the folder held. Each move is a rename
+    to a name that is free. The note of the run's id goes last: after a crash the next start finds
+    what is left, and where the rest has gone.
     """
-    folder = as_path(folder)
+    folder, held = as_path(folder), claimed_by(folder)
     others: dict[str | None, list[Path]] = {}
     for path, owner in owners_in(folder).items():
         if owner != run_id:
             others.setdefault(owner, []).append(path)
-    places = [_move_aside(folder, owner, paths) for owner, paths in others.items()]
-    return (places[0] if len(places) == 1 else folder / EARLIER_NAME) if places else None
+    places = {owner: _move_aside(folder, owner, paths) for owner, paths in others.items()}
+    return places.get(held, next(iter(places.values()), None))
 
 
 def _move_aside(folder: Path, owner: str | None, paths: list[Path]) -> Path:

@@ -3,128 +3,78 @@
 A message says what happened, which value or path it is about, and what to do.
 """
 
+from typing import Any
+
 
 class UserError(Exception):
-    """A foreseeable fault: a command ends with one line on stderr and `exit_code`."""
+    """A foreseeable fault: a command ends with one line on stderr and the class's exit code."""
 
     exit_code: int
 
+    def __init_subclass__(cls, *, exit_code: int, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        cls.exit_code = exit_code
 
-# ---------------------------------------------------------------- 2: config or usage
 
-
-class ConfigError(UserError, ValueError):
+class ConfigError(UserError, ValueError, exit_code=2):
     """All that is wrong with a config or a command line, in one message."""
 
-    exit_code = 2
 
-
-class DeviceError(UserError, ValueError):
+class DeviceError(UserError, ValueError, exit_code=2):
     """The wanted device does not exist."""
 
-    exit_code = 2
 
-
-class SamplingError(UserError, ValueError):
+class SamplingError(UserError, ValueError, exit_code=2):
     """A sampling setting that means nothing."""
 
-    exit_code = 2
 
-
-class ExportError(UserError, ValueError):
+class ExportError(UserError, ValueError, exit_code=2):
     """A model that cannot be exported, or not to there."""
 
-    exit_code = 2
 
-
-class FolderInUseError(UserError, RuntimeError):
+class FolderInUseError(UserError, RuntimeError, exit_code=2):
     """Another process trains in this folder."""
 
-    exit_code = 2
 
-
-# ---------------------------------------------------------------- 3: the text
-
-
-class DataError(UserError, ValueError):
+class DataError(UserError, ValueError, exit_code=3):
     """The text cannot be trained on."""
 
-    exit_code = 3
 
-
-class VocabularyError(UserError, ValueError):
+class VocabularyError(UserError, ValueError, exit_code=3):
     """The byte-pair table is missing or damaged."""
 
-    exit_code = 3
 
-
-# ---------------------------------------------------------------- 4: checkpoints and weights
-
-
-class CheckpointError(UserError, ValueError):
+class CheckpointError(UserError, ValueError, exit_code=4):
     """A file that is no intact checkpoint of this project."""
 
-    exit_code = 4
 
-
-class WeightsError(UserError, ValueError):
+class WeightsError(UserError, ValueError, exit_code=4):
     """Weights that are not those of this model, or of no GPT-2."""
 
-    exit_code = 4
 
-
-# ---------------------------------------------------------------- 5: the download
-
-
-class DownloadError(UserError, RuntimeError):
+class DownloadError(UserError, RuntimeError, exit_code=5):
     """A file cannot be had, or cannot be read."""
 
-    exit_code = 5
 
-
-class ContentError(UserError, ValueError):
+class ContentError(UserError, ValueError, exit_code=5):
     """An official checkpoint that is whole, but not the one it should be."""
 
-    exit_code = 5
 
-
-# ---------------------------------------------------------------- 6: disk or permission
-
-
-class OutputError(UserError, OSError):
+class OutputError(UserError, OSError, exit_code=6):
     """A folder or a file that cannot be written; so ends any other OSError too."""
 
-    exit_code = 6
 
-
-# ---------------------------------------------------------------- 7: numbers that are not finite
-
-
-class NonFiniteError(UserError, ArithmeticError):
+class NonFiniteError(UserError, ArithmeticError, exit_code=7):
     """A loss, a gradient or logits that are not finite."""
 
-    exit_code = 7
 
-
-class BrokenStateError(UserError, ArithmeticError):
+class BrokenStateError(UserError, ArithmeticError, exit_code=7):
     """A state that must not reach a file: not all of its numbers are finite."""
 
-    exit_code = 7
 
-
-# ---------------------------------------------------------------- 8: memory
-
-
-class OutOfRoomError(UserError, MemoryError):
+class OutOfRoomError(UserError, MemoryError, exit_code=8):
     """A model that this machine cannot train; so ends any other lack of memory too."""
 
-    exit_code = 8
 
-
-# ---------------------------------------------------------------- 9: several processes
-
-
-class ProcessesError(UserError, RuntimeError):
+class ProcessesError(UserError, RuntimeError, exit_code=9):
     """Several processes that cannot work together."""
-
-    exit_code = 9

@@ -108,15 +108,17 @@ def test_the_files_of_an_earlier_run_are_set_aside_whole_and_can_be_resumed_ther
     (tmp_path / "data.txt").write_text("a text")
     (tmp_path / "notes_model.pt").write_bytes(b"the user's own")
     users = files_below(tmp_path)
+    stray = saved(checkpoint.step_path(tmp_path, 7), 7, "c" * 32)  # copied in, of a third run
+    third = {f"earlier_runs/cccccccc/{stray.name}": stray.read_bytes()}
     theirs = finished_run(tmp_path, THEIRS, 9, 100)
     place = run_folder.set_aside(str(tmp_path), OURS)
     assert place == tmp_path / "earlier_runs" / "bbbbbbbb"
-    assert files_below(tmp_path) == users | below("bbbbbbbb", theirs)
+    assert files_below(tmp_path) == users | third | below("bbbbbbbb", theirs)
     assert run_folder.newest_intact(place)[1]["step"] == 100
     assert run_folder.set_aside(tmp_path, OURS) is None
     again = finished_run(tmp_path, THEIRS, 9, 101)
     run_folder.set_aside(tmp_path, OURS)
-    expected = users | below("bbbbbbbb", theirs) | below("bbbbbbbb-2", again)
+    expected = users | third | below("bbbbbbbb", theirs) | below("bbbbbbbb-2", again)
     assert files_below(tmp_path) == expected
 
 
@@ -129,7 +131,7 @@ def test_files_of_the_run_itself_stay_and_those_of_unknown_runs_go_to_a_folder_c
     checkpoint.save(checkpoint.step_path(tmp_path, 7), state)
     checkpoint.step_path(tmp_path, 8).symlink_to("nothing")
     steps_saved(tmp_path, 500, run_id=THEIRS)
-    assert run_folder.set_aside(tmp_path, OURS) == tmp_path / "earlier_runs"
+    assert run_folder.set_aside(tmp_path, OURS).parent == tmp_path / "earlier_runs"
     assert {name for name in files_below(tmp_path) if "/" not in name} == ours.keys()
     unknown = tmp_path / "earlier_runs" / "unknown"
     names = [f"model_checkpoint_step_{step}.pt" for step in (3, 5, 7, 8)]
