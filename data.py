@@ -13,6 +13,8 @@ from torch.utils.data import DataLoader, Dataset
 from system.errors import DataError
 from tokenizer import END_OF_TEXT, END_OF_TEXT_ID, GPT2Tokenizer
 
+Ids = np.ndarray | Tensor | Sequence[int]
+
 
 def split_at_document(
     ids: np.ndarray, val_fraction: float, *, seq_len: int
@@ -46,13 +48,9 @@ class GPTDatasetV1(Dataset):
     """
 
     def __init__(
-        self,
-        txt: str | np.ndarray | Tensor | Sequence[int],
-        tokenizer: GPT2Tokenizer | None,
-        max_length: int,
-        stride: int,
+        self, txt: str | Ids, tokenizer: GPT2Tokenizer | None, max_length: int, stride: int
     ) -> None:
-        self.ids = ids_of_text(txt, tokenizer) if isinstance(txt, str) else as_ids(txt)
+        self.ids = as_ids(txt, tokenizer)
         self.max_length, self.stride = max_length, stride
         if len(self.ids) <= max_length:
             raise DataError(
@@ -72,24 +70,21 @@ class GPTDatasetV1(Dataset):
     def __len__(self) -> int:
         return len(self.windows)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.rows(index)
-
-    def rows(self, indices: int | np.ndarray) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, index: int | np.ndarray) -> tuple[Tensor, Tensor]:
         """Inputs and targets of one window (T,) or of an array of them (B, T)."""
-        window = torch.from_numpy(self.windows[indices].astype(np.int64))
+        window = torch.from_numpy(self.windows[index].astype(np.int64))
         return window[..., :-1], window[..., 1:]
 
 
-def ids_of_text(text: str, tokenizer: GPT2Tokenizer) -> np.ndarray:
-    """The text's ids, (N,), in the smaller of uint16 and uint32 that holds them."""
-    ids = tokenizer.encode(text, allowed_special={END_OF_TEXT})
-    return np.array(ids, dtype=np.uint16 if max(ids, default=0) < 1 << 16 else np.uint32)
+def as_ids(txt: str | Ids, tokenizer: GPT2Tokenizer | None) -> np.ndarray:
+    """The ids of a text in the smaller of uint16 and uint32 that holds them, other ids as they are.
 
-
-def as_ids(ids: np.ndarray | Tensor | Sequence[int]) -> np.ndarray:
-    """The ids as an array of integers, (N,)."""
-    array = ids.numpy(force=True) if isinstance(ids, Tensor) else np.asarray(ids)
+    Shape (N,).
+    """
+    if isinstance(txt, str):
+        ids = tokenizer.encode(txt, allowed_special={END_OF_TEXT})
+        return np.array(ids, dtype=np.uint16 if max(ids, default=0) < 1 << 16 else np.uint32)
+    array = txt.numpy(force=True) if isinstance(txt, Tensor) else np.asarray(txt)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         kind = f"{array.dtype} of shape {array.shape}"
         raise DataError(f"txt is neither a text nor ids ({kind}): give a string or a row of ids")
@@ -97,7 +92,7 @@ def as_ids(ids: np.ndarray | Tensor | Sequence[int]) -> np.ndarray:
 
 
 def create_dataloader_v1(
-    txt: str | np.ndarray | Tensor | Sequence[int],
+    txt: str | Ids,
     batch_size: int = 4,
     max_length: int = 256,
     stride: int = 128,
@@ -112,13 +107,8 @@ def create_dataloader_v1(
             f"no whole batch ({len(dataset)} windows, batch_size={batch_size}, drop_last=True): "
             "lower batch_size, max_length or stride, add text, or set drop_last=False"
         )
-    return DataLoader(
-        dataset,
-        batch_size=batch_size,
-        shuffle=shuffle,
-        drop_last=drop_last,
-        num_workers=num_workers,
-    )
+    options = {"shuffle": shuffle, "drop_last": drop_last, "num_workers": num_workers}
+    return DataLoader(dataset, batch_size=batch_size, **options)
 
 
 class Batches:
@@ -140,7 +130,7 @@ class Batches:
         return order[position * self.batch_size : (position + 1) * self.batch_size]
 
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
-        return self.dataset.rows(self.window_indices(i))
+        return self.dataset[self.window_indices(i)]
 
     def num_windows_before(self, i: int) -> int:
         """How many windows the batches 0 to i - 1 show together."""

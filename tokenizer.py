@@ -22,6 +22,7 @@ END_OF_TEXT = "<|endoftext|>"
 END_OF_TEXT_ID = 50256
 MANY_SPACES = 900_000  # at a million before a word, the pattern's engine gives up
 SPACE, OTHER = r"[^\S\x1c-\x1f]", r"[\S\x1c-\x1f]"  # as that engine sees them
+Specials = AbstractSet[str] | Literal["all"]
 
 
 class GPT2Tokenizer:
@@ -33,18 +34,14 @@ class GPT2Tokenizer:
     def __init__(self) -> None:
         self.encoding = load_encoding(TABLE_PATH)
 
-    def encode(
-        self, text: str, allowed_special: AbstractSet[str] | Literal["all"] = frozenset()
-    ) -> list[int]:
+    def encode(self, text: str, allowed_special: Specials = frozenset()) -> list[int]:
         """Ids of the text; special tokens count as plain text unless named in `allowed_special`.
 
         Half a surrogate pair, which no file can hold, counts as U+FFFD.
         """
         return self.encode_to_numpy(text, allowed_special).tolist()
 
-    def encode_to_numpy(
-        self, text: str, allowed_special: AbstractSet[str] | Literal["all"] = frozenset()
-    ) -> np.ndarray:
+    def encode_to_numpy(self, text: str, allowed_special: Specials = frozenset()) -> np.ndarray:
         """The same ids as an array, (N,) uint32."""
         is_long = len(text) >= MANY_SPACES
         pieces = cut_long_spaces(text, bool(allowed_special)) if is_long else [text]

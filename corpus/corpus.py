@@ -23,8 +23,7 @@ class Corpus:
     path: Path
     why: str  # this one
     text_sha256: str
-    num_replaced: int  # invalid byte sequences read as U+FFFD
-    num_train_tokens: int
+    num_replaced: int  # invalid sequences and NULs, read as U+FFFD
     train_ids: np.ndarray  # all of them, mapped from disk
     batches: Batches
     vocabulary: Vocabulary
@@ -34,24 +33,18 @@ class Corpus:
     def __str__(self) -> str:
         lines = [
             f"text      {self.path}, {self.why}",
-            f"          {self.num_train_tokens:,} tokens to train on, "
-            f"{len(self.val_ids):,} to validate on",
+            f"{len(self.train_ids):,} tokens to train on, {len(self.val_ids):,} to validate on",
         ]
+        num_shared = self.vocabulary.num_shared
         if self.num_replaced:
-            lines.append(f"          {self.num_replaced:,} invalid sequences read as U+FFFD")
-        if self.vocabulary.num_shared > 1:
-            lines.append(
-                f"          {self.vocabulary.num_shared:,} of GPT-2's tokens do not occur in it: "
-                "they share one row in training"
-            )
-        return "\n".join(lines)
+            lines.append(f"{self.num_replaced:,} invalid sequences read as U+FFFD")
+        if num_shared > 1:
+            lines.append(f"{num_shared:,} of GPT-2's tokens do not occur in it: they share one row")
+        return "\n          ".join(lines)
 
 
 def read_corpus(config: dict[str, Any], tokenizer: GPT2Tokenizer, *, share_rows: bool) -> Corpus:
-    """The corpus that the config asks for.
-
-    `share_rows` lets tokens that do not occur share one row where they are the majority.
-    """
+    """The corpus that the config asks for; `share_rows` allows a vocabulary that shares a row."""
     path = chosen_text(config["data"])
     text = load_tokens(
         path,
@@ -67,7 +60,6 @@ def read_corpus(config: dict[str, Any], tokenizer: GPT2Tokenizer, *, share_rows:
         why=why_chosen(path, config["data"]),
         text_sha256=text.text_sha256,
         num_replaced=text.num_replaced,
-        num_train_tokens=len(train_ids),
         train_ids=train_ids,
         batches=Batches(
             GPTDatasetV1(train_ids, None, seq_len, config["stride"]),

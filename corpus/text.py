@@ -5,6 +5,7 @@ import io
 import os
 import re
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
@@ -34,13 +35,13 @@ BINARY_SIGNATURES = {
     b"PK\x03\x04": "a zip archive",
     b"\x1f\x8b": "a gzip archive",
     b"\x28\xb5\x2f\xfd": "a zstd archive",
-    b"BZh": "a bzip2 archive",
+    b"BZh91AY&SY": "a bzip2 archive",
     b"\xfd7zXZ": "an xz archive",
     b"7z\xbc\xaf": "a 7z archive",
     b"\x89PNG": "a PNG picture",
     b"\xff\xd8\xff": "a JPEG picture",
-    b"%PDF": "a PDF document",
-    b"PAR1": "a Parquet table",
+    b"%PDF-": "a PDF document",
+    b"PAR1\x15": "a Parquet table",
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
 }
@@ -50,15 +51,13 @@ SIGNATURE_BYTES = max(map(len, BINARY_SIGNATURES))
 def chosen_text(named: str | Path) -> Path:
     """The text that `config["data"]` names; for "" the first of TEXT_NAMES beside train.py."""
     wanted = [as_path(named)] if named else [PROJECT / name for name in TEXT_NAMES]
-    path = next(filter(os.path.lexists, wanted), None)
-    if path is None and named:
-        raise DataError(f"no such text ({wanted[0]}): check the path given as data")
+    path = next(filter(os.path.lexists, wanted), wanted[0] if named else None)
     if path is None:
         names, others = " or ".join(TEXT_NAMES), names_not_taken(PROJECT)
         hint = f"; or rename what lies there: {', '.join(others)}" if others else ""
         raise DataError(f"no text to train on ({PROJECT}): put {names} there{hint}")
     if not os.path.isfile(path):
-        raise DataError(f"not a regular file ({path}): put a text file in its place")
+        raise DataError(f"missing, or not a regular file ({path}): put a text file there")
     if not os.access(path, os.R_OK):
         raise DataError(f"no permission to read the text ({path}): allow it to your user")
     return path
@@ -68,22 +67,16 @@ def why_chosen(path: Path, named: str | Path) -> str:
     """Why `chosen_text` took this one, and what lies beside it that may have been meant."""
     if named:
         return "given as data"
-    others = names_not_taken(path.parent, taken=path)
+    others = [name for name in names_not_taken(PROJECT) if not path.samefile(PROJECT / name)]
     passed_over = f"; not taken: {', '.join(others)} (rename, or give as data)" if others else ""
     return f"the first found of {', '.join(TEXT_NAMES)}{passed_over}"
 
 
-def names_not_taken(folder: Path, taken: Path | None = None) -> list[str]:
-    """Texts whose names resemble TEXT_NAMES: Data.txt, data.txt.txt, TinyStoriesV2-train.txt."""
-    stems = tuple(name.removesuffix(".txt").casefold() for name in TEXT_NAMES)
-    return [
-        path.name
-        for path in sorted(folder.glob("*.[tT][xX][tT]*"))
-        if path.name.casefold().startswith(stems)
-        and path.name not in TEXT_NAMES
-        and path.is_file()
-        and not (taken and path.samefile(taken))  # one file where case does not count
-    ]
+def names_not_taken(folder: Path) -> list[str]:
+    """Files whose names resemble TEXT_NAMES: Data.txt, data.txt.txt, TinyStoriesV2-train.txt."""
+    pattern = re.compile(r"(tinystories|data|example).*\.txt.*", re.IGNORECASE)
+    files = sorted(path.name for path in folder.iterdir() if path.is_file())
+    return [name for name in files if pattern.fullmatch(name) and name not in TEXT_NAMES]
 
 
 def last_safe_cut(text: str) -> int:
@@ -107,29 +100,23 @@ class TextReader:
     def pieces(self) -> Iterator[str]:
         """Strings that join to the whole text."""
         self.num_replaced, pending = 0, ""
-        for text in self._decoded_blocks():
-            pending += text
-            cut = last_safe_cut(pending)
-            if cut == 0 and len(pending) > MAX_PIECE_CHARS:
-                cut = len(pending) - len(END_OF_TEXT)  # the next block may complete one
-            if cut > 0:
-                yield pending[:cut]
-                pending = pending[cut:]
-        if pending:
-            yield pending
-
-    def _decoded_blocks(self) -> Iterator[str]:
-        size = self.path.stat().st_size
-        meter = {"total": size, "unit": "B", "unit_scale": True, "leave": False}
+        meter = {"desc": "tokenizing", "total": self.path.stat().st_size, "leave": False}
         with (
-            self.path.open("rb") as file,
-            tqdm(desc="tokenizing", delay=2, disable=None, **meter) as progress,
+            self.path.open("rb") as raw,
+            tqdm.wrapattr(raw, "read", delay=2, disable=None, **meter) as file,
         ):
-            blocks = decoded_blocks(file, str(self.path), replace_invalid=self.replace_invalid)
+            blocks = decoded(file, str(self.path), replace_invalid=self.replace_invalid)
             for text, num_replaced in blocks:
                 self.num_replaced += num_replaced
-                yield text
-                progress.update(file.tell() - progress.n)
+                pending += text
+                cut = last_safe_cut(pending)
+                if cut == 0 and len(pending) > MAX_PIECE_CHARS:
+                    cut = len(pending) - len(END_OF_TEXT)  # the next block may complete one
+                if cut > 0:
+                    yield pending[:cut]
+                    pending = pending[cut:]
+        if pending:
+            yield pending
 
 
 def decode_text(raw: bytes, name: str, *, replace_invalid: bool = False) -> str:
@@ -138,13 +125,11 @@ def decode_text(raw: bytes, name: str, *, replace_invalid: bool = False) -> str:
     A byte order mark is dropped, line ends become \\n, and the last one stays. DataError says what
     is wrong with `name` and where, unless `replace_invalid` asks for U+FFFD in its place.
     """
-    blocks = decoded_blocks(io.BytesIO(raw), name, replace_invalid=replace_invalid)
+    blocks = decoded(io.BytesIO(raw), name, replace_invalid=replace_invalid)
     return "".join(text for text, _ in blocks)
 
 
-def decoded_blocks(
-    file: BinaryIO, name: str, *, replace_invalid: bool
-) -> Iterator[tuple[str, int]]:
+def decoded(file: BinaryIO, name: str, *, replace_invalid: bool) -> Iterator[tuple[str, int]]:
     """The file's text in blocks, and how many characters of each stand for invalid bytes or NUL."""
     mark, encoding = byte_order_mark(file.read(SIGNATURE_BYTES), name)
     file.seek(len(mark))
@@ -152,7 +137,7 @@ def decoded_blocks(
     decoder = codecs.getincrementaldecoder(encoding)("mark_invalid")
     line_ends = io.IncrementalNewlineDecoder(None, translate=True)
     line = 1
-    for block in _blocks_and_end(file):
+    for block in chain(iter(lambda: file.read(BLOCK_BYTES), b""), [b""]):  # so that it can finish
         start = file.tell() - len(block) - len(decoder.getstate()[0])
         text = decoder.decode(block, final=not block)
         num_bad = text.count(INVALID) + text.count("\0")
@@ -178,10 +163,3 @@ def byte_order_mark(start: bytes, name: str) -> tuple[bytes, str]:
             raise DataError(f"not a text ({name} looks like {kind}): give plain UTF-8")
     marks = [mark for mark in BYTE_ORDER_MARKS if start.startswith(mark)]
     return (marks[0], BYTE_ORDER_MARKS[marks[0]]) if marks else (b"", "utf-8")
-
-
-def _blocks_and_end(file: BinaryIO) -> Iterator[bytes]:
-    """The file's blocks, then b"" so that a decoder can finish."""
-    while block := file.read(BLOCK_BYTES):
-        yield block
-    yield b""

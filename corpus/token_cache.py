@@ -32,7 +32,7 @@ class Tokens:
 
     ids: np.ndarray  # (N,) uint16, read-only
     text_sha256: str
-    num_replaced: int  # invalid sequences read as U+FFFD while tokenizing
+    num_replaced: int  # invalid sequences and NULs, read as U+FFFD
 
 
 def load_tokens(
@@ -58,7 +58,10 @@ def load_tokens(
                 os.utime(cache_path)  # used now: `remove_old_caches` keeps it
             return tokens
     reader = TextReader(text_path, replace_invalid=replace_invalid)
-    return build_cache(cache_paths, reader, tokenizer, text_sha256)
+    for cache_path in cache_paths[:-1]:
+        with suppress(OSError):  # read-only, or full
+            return _build_cache_at(cache_path, reader, tokenizer, text_sha256)
+    return _build_cache_at(cache_paths[-1], reader, tokenizer, text_sha256)
 
 
 def file_sha256(path: Path) -> str:
@@ -70,18 +73,6 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def build_cache(
-    cache_paths: Sequence[Path], reader: TextReader, tokenizer: GPT2Tokenizer, text_sha256: str
-) -> Tokens:
-    """The reader's tokens, written to the first of the paths that can be written."""
-    for cache_path in cache_paths[:-1]:
-        try:
-            return _build_cache_at(cache_path, reader, tokenizer, text_sha256)
-        except OSError:  # read-only, or full
-            continue
-    return _build_cache_at(cache_paths[-1], reader, tokenizer, text_sha256)
-
-
 def _build_cache_at(
     cache_path: Path, reader: TextReader, tokenizer: GPT2Tokenizer, text_sha256: str
 ) -> Tokens:
@@ -91,11 +82,7 @@ def _build_cache_at(
         tokens = read_cache(cache_path, text_sha256)  # built by another process while we waited?
         if tokens is None:
             sweep_parts(folder)
-            write_durably(
-                cache_path,
-                lambda file: write_ids(file, reader, tokenizer),
-                verify=lambda _: check_unchanged(reader.path, text_sha256),
-            )
+            write_durably(cache_path, lambda file: write_ids(file, reader, tokenizer, text_sha256))
             tokens = read_cache(cache_path, text_sha256)
             remove_old_caches(folder)
     if tokens is None:
@@ -109,23 +96,18 @@ def remove_old_caches(folder: Path) -> None:
     A file counts as a cache, of this version or an earlier one, if name and digest are right.
     """
     paths = [path for path in folder.iterdir() if CACHE_NAME.fullmatch(path.name)]
-    paths.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    for path in paths[NUM_KEPT:]:
+    paths = sorted(filter(Path.is_file, paths), key=lambda path: path.stat().st_mtime_ns)
+    for path in paths[:-NUM_KEPT]:
         num_bytes = path.stat().st_size
-        if read_sealed(path) is None:
-            continue
-        with suppress(OSError):  # Windows removes no file that is in use
-            path.unlink()
-            note(f"removed the tokens of an earlier text ({path}, {num_bytes / 1e6:.1f} MB)")
+        if read_sealed(path) is not None:
+            with suppress(OSError):  # Windows removes no file that is in use
+                path.unlink()
+                note(f"removed the tokens of an earlier text ({path}, {num_bytes / 1e6:.1f} MB)")
 
 
-def check_unchanged(text_path: Path, text_sha256: str) -> None:
-    """DataError if somebody wrote the text while it was read."""
-    if file_sha256(text_path) != text_sha256:
-        raise DataError(f"the text changed while it was read ({text_path}): start again")
-
-
-def write_ids(file: BinaryIO, reader: TextReader, tokenizer: GPT2Tokenizer) -> None:
+def write_ids(
+    file: BinaryIO, reader: TextReader, tokenizer: GPT2Tokenizer, text_sha256: str
+) -> None:
     """Writes the cache format: the ids as little-endian uint16, then how many sequences were
     replaced (8 bytes), then the SHA-256 of all that (32 bytes).
     """
@@ -138,6 +120,8 @@ def write_ids(file: BinaryIO, reader: TextReader, tokenizer: GPT2Tokenizer) -> N
         file.write(block)
     if is_blank:
         raise DataError(f"the text is empty or blank ({reader.path}): put some stories in it")
+    if file_sha256(reader.path) != text_sha256:
+        raise DataError(f"the text changed while it was read ({reader.path}): start again")
     count = reader.num_replaced.to_bytes(COUNT_BYTES, "little")
     digest.update(count)
     file.write(count + digest.digest())

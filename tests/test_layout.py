@@ -160,7 +160,8 @@ def is_free_of_work(node: ast.stmt) -> bool:
     if isinstance(node, ast.Assign | ast.AnnAssign):
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]
         names = {name.id for name in ast.walk(ast.Tuple(targets)) if isinstance(name, ast.Name)}
-        is_type = isinstance(node.value, ast.Subscript)  # Linear = Callable[[Tensor], Tensor]
+        is_union = isinstance(getattr(node.value, "op", None), ast.BitOr)  # Ids = ndarray | Tensor
+        is_type = is_union or isinstance(node.value, ast.Subscript)  # Callable[[Tensor], Tensor]
         return is_type or all(name.isupper() or name == "config" for name in names)
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)  # the docstring
 

@@ -27,9 +27,9 @@ def test_training_and_validation_tokens_are_the_text(read, text_folder, tokenize
     ids = tokenizer.encode(content, allowed_special="all")
     assert corpus.path == Path("data.txt")
     assert corpus.val_ids.dtype == torch.int64
-    assert corpus.val_ids.tolist() == ids[corpus.num_train_tokens :]
-    assert ids[corpus.num_train_tokens - 1] == END_OF_TEXT_ID
-    starts = range(0, corpus.num_train_tokens - 16, 16)
+    assert corpus.val_ids.tolist() == ids[len(corpus.train_ids) :]
+    assert ids[len(corpus.train_ids) - 1] == END_OF_TEXT_ID
+    starts = range(0, len(corpus.train_ids) - 16, 16)
     shown = [
         row for i in range(corpus.batches.num_per_epoch) for row in corpus.batches[i][0].tolist()
     ]
@@ -66,7 +66,7 @@ def test_tokens_that_do_not_occur_share_a_row_if_allowed(read):
     rows = corpus.vocabulary.row_of_token
     assert corpus.vocabulary.size == len(used) + 1
     assert len({int(rows[token]) for token in used}) == len(used)
-    assert f"{50257 - len(used):,} of GPT-2's tokens do not occur in it" in str(corpus)
+    assert f"{50257 - len(used):,} of GPT-2's tokens do not occur" in str(corpus)
 
 
 def test_every_token_has_its_own_row_if_sharing_is_off(read):
@@ -84,7 +84,7 @@ def test_rows_are_shared_where_that_saves_half_of_them(num_used, size):
 def test_summary_names_the_file_why_it_and_the_counts(read):
     corpus = read()
     assert str(corpus).startswith("text      data.txt, given as data\n")
-    assert f"{corpus.num_train_tokens:,} tokens to train on" in str(corpus)
+    assert f"{len(corpus.train_ids):,} tokens to train on" in str(corpus)
     assert f"{len(corpus.val_ids):,} to validate on" in str(corpus)
     assert "U+FFFD" not in str(corpus)
 
