@@ -20,13 +20,12 @@ model.load_state_dict(checkpoint['model_state_dict'])
 model.eval()
 """
 NEXT_CELLS = """
-from pathlib import Path
-from checkpoint import load_model
+from storage.checkpoint import load_model
 from generate import TextGenerator
 ids = torch.tensor([tokenizer.encode('Once upon a time')])
 with torch.no_grad():
     logits = model(ids)
-    assert torch.equal(logits, load_model(Path('final_trained_model.pt'))(ids))
+    assert torch.equal(logits, load_model("final_trained_model.pt")(ids))
 print(tuple(logits.shape))
 print(TextGenerator(model, tokenizer).generate('Once upon a time', max_new_tokens=5, seed=0))
 """

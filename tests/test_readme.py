@@ -1,4 +1,4 @@
-"""README.md says what is true: its commands and snippets run, its tables match the code."""
+"""README.md and docs/ say what is true: commands and snippets run, tables match the code."""
 
 import re
 import shlex
@@ -9,17 +9,20 @@ from pathlib import Path
 
 import pytest
 
-import train
-from training import settings
+from system import errors
+from training.settings import KEYS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+MAX_LINES = 220
 TINY = [
     *("--embedding_dim=16", "--num_layers=1", "--num_heads=2", "--ffn_hidden_dim=32"),
     *("--seq_len=16", "--stride=16", "--num_epochs=1", "--sample_tokens=4"),
     "--precision=float32",
 ]
 STORY = "Once upon a time a cat sat on a mat.\n<|endoftext|>\n"
+MEANING = {"fixed": "no", "ordered": "with another text only", "free": "yes", "silent": "yes"}
 
 
 def blocks(language: str) -> list[str]:
@@ -33,11 +36,10 @@ def commands() -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """The scripts beside a tiny text, and a model that README's training command trained."""
-    folder = tmp_path_factory.mktemp("clone")
-    for path in ROOT.glob("*.py"):
-        shutil.copy(path, folder)
-    shutil.copytree(ROOT / "assets", folder / "assets")
+    """The project beside a tiny text, and a model that README's training command trained."""
+    folder = tmp_path_factory.mktemp("clone") / "project"
+    unneeded = shutil.ignore_patterns(".*", "tests", "docs", "example.txt", "*.pt", "__pycache__")
+    shutil.copytree(ROOT, folder, ignore=unneeded)
     (folder / "data.txt").write_text(STORY * 30, encoding="utf-8")
     run(["python", "train.py"], folder)
     return folder
@@ -53,34 +55,24 @@ def run(command: list[str], folder: Path) -> subprocess.CompletedProcess:
     return result
 
 
-def shell_words(command: str) -> list[str]:
-    return shlex.split(command, comments=True)
-
-
 def test_readme_shows_the_two_commands_of_the_first_minute():
     assert "pip install -r requirements.txt && python train.py" in README
     assert 'python generate.py --prompt "Once upon a time"' in README
+    assert len(README.splitlines()) <= MAX_LINES
 
 
 @pytest.mark.parametrize(
     "command", [text for text in commands() if text.startswith("python ")], ids=str
 )
 def test_every_python_command_runs(command, folder):
-    (folder / "runs").mkdir(exist_ok=True)
-    assert run(shell_words(command), folder).stdout
+    assert run(shlex.split(command, comments=True), folder).stdout
 
 
-@pytest.mark.parametrize(
-    "command", [text for text in commands() if text.startswith("pip ")], ids=str
-)
-def test_every_install_command_names_files_that_exist(command):
-    for name in re.findall(r"-r (\S+)", command):
-        assert (ROOT / name).is_file()
-
-
-def test_no_command_is_left_unchecked():
-    known = ("python ", "pip install ", "pytest", "mkdir ")
-    assert [text for text in commands() if not text.startswith(known)] == []
+def test_every_command_is_known_and_names_files_that_exist():
+    for command in commands():
+        assert command.startswith(("python ", "pip install ", "pytest"))
+        for name in re.findall(r"-r (\S+)", command):
+            assert (ROOT / name).is_file()
 
 
 def test_the_notebook_snippets_run_in_a_fresh_interpreter(folder):
@@ -92,18 +84,46 @@ def test_the_notebook_snippets_run_in_a_fresh_interpreter(folder):
     assert "Once upon a time" in result.stdout
 
 
-def test_the_config_table_is_the_config():
+def test_the_settings_shown_are_those_of_the_table():
     rows = re.findall(r"^\| `(\w+)` \| `(.*?)` \| (.*?) \|$", README, flags=re.MULTILINE)
-    remarks = dict(settings.REMARK.findall((ROOT / "train.py").read_text(encoding="utf-8")))
-    assert rows == [(key, repr(value), remarks[key]) for key, value in train.config.items()]
+    assert len(rows) >= 12
+    assert rows == [(key, repr(KEYS[key].default), KEYS[key].remark) for key, *_ in rows]
 
 
-def test_the_file_map_names_every_module():
-    mapped = set(re.findall(r"^\| `(\w+\.py)` \|", README, flags=re.MULTILINE))
-    assert mapped == {path.name for path in ROOT.glob("*.py")}
+def test_the_page_of_settings_is_the_table():
+    page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    rows = []
+    for name, key in KEYS.items():
+        what = f"`{name}` | `{key.default!r}` | {key.remark} | {key.rule.wants}"
+        rows.append(f"| {what} | {MEANING[key.on_resume]} |")
+    assert [line for line in page.splitlines() if line.startswith("| `")] == rows
 
 
-def test_every_linked_file_exists():
-    links = re.findall(r"\]\(([^)#:]+)\)", README)
-    assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []
+def test_every_room_and_every_door_is_on_the_map():
+    rooms = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    assert set(re.findall(r"^\| `(\w+)/` \|", README, flags=re.MULTILINE)) == rooms
+    for path in ROOT.glob("*.py"):
+        assert f"`{path.name}`" in README
+
+
+def test_every_exit_code_is_documented():
+    codes = {kind.exit_code for kind in errors.UserError.__subclasses__()}
+    page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    for code in codes:
+        assert re.search(rf"(^|[ ,]){code} \w", README, re.MULTILINE), code
+        assert f"| {code} | " in page, code
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_that_a_page_names_exists(page):
+    text = page.read_text(encoding="utf-8")
+    links = [page.parent / name for name in re.findall(r"\]\(([^)#:]+)\)", text)]
+    names = set(re.findall(r"`((?:\w+/)*\w+\.(?:py|md|txt))`", text))
+    known = {path.name for path in ROOT.rglob("*.*")} | {"data.txt", "TinyStories.txt"}
+    missing = [path for path in links if not path.exists()]
+    missing += [
+        name
+        for name in names
+        if not ((ROOT / name).exists() or (ROOT / "tests" / name).exists() or name in known)
+    ]
+    assert missing == []
