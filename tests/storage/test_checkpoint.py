@@ -149,22 +149,3 @@ def refused(path: Path) -> str:
 
 def test_a_missing_file_is_an_errand_to_train(tmp_path):
     assert "train one with python train.py" in refused(tmp_path / "final_trained_model.pt")
-
-
-@pytest.mark.parametrize(
-    "value", [5, None, [1, 2], "text", torch.ones(2), {}, {"config": CONFIG}], ids=repr
-)
-def test_a_torch_file_of_something_else_is_refused(tmp_path, value):
-    path = tmp_path / "model.pt"
-    torch.save(value, path)
-    cause = "it lacks" if isinstance(value, dict) else f"it holds {type(value).__name__}"
-    assert cause in refused(path)
-
-
-@pytest.mark.parametrize(
-    ("emptied", "cause"), [("config", "its config lacks"), ("model_state_dict", "no weights")]
-)
-def test_a_config_or_weights_without_entries_are_refused(tmp_path, emptied, cause):
-    path = tmp_path / "model.pt"
-    checkpoint.save(path, {**state_of(), emptied: {}})
-    assert cause in refused(path)

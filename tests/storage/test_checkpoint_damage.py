@@ -150,6 +150,8 @@ def test_nan_and_infinity_are_refused_and_their_tensor_is_named(tmp_path):
     ("change", "complaint"),
     [
         ({"config": None}, "lacks config"),
+        ({"config": {}}, "its config lacks seq_len"),
+        ({"model_state_dict": {}}, "no weights"),
         ({"model_state_dict": []}, "lacks model_state_dict"),
         ({"extra": object}, "builtin.* object"),
         ({"history": {1, 2}}, "set"),
@@ -160,6 +162,13 @@ def test_nan_and_infinity_are_refused_and_their_tensor_is_named(tmp_path):
 def test_states_of_another_structure_are_refused(tmp_path, change, complaint):
     torch.save(tiny_state(**change), tmp_path / "model.pt")
     with pytest.raises(CheckpointError, match=complaint):
+        checkpoint.load(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("value", [5, None, [1, 2], torch.ones(2)], ids=repr)
+def test_a_torch_file_of_something_else_is_refused(tmp_path, value):
+    torch.save(value, tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match=f"it holds {type(value).__name__}"):
         checkpoint.load(tmp_path / "model.pt")
 
 

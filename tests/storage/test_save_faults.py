@@ -7,7 +7,7 @@ import pytest
 from faulty_disk import counted_operations, newest_step, next_generation
 from tiny_run import tiny_state
 
-from storage import archive, checkpoint
+from storage import checkpoint
 from system import files
 from system.errors import BrokenStateError, OutputError
 from system.process import describe, exit_code_of
@@ -80,15 +80,3 @@ def test_a_state_that_is_not_finite_is_not_written(tmp_path):
     with pytest.raises(BrokenStateError, match=r"embedding\.weight is not finite"):
         checkpoint.save(tmp_path / "model.pt", state)
     assert not list(tmp_path.iterdir())
-
-
-def test_a_deleted_folder_is_made_again(tmp_path):
-    path = tmp_path / "gone" / "model.pt"
-    checkpoint.save(path, tiny_state())
-    assert checkpoint.load(path)["step"] == 3
-
-
-def test_the_file_that_is_verified_is_the_file_that_gets_the_name(tmp_path):
-    checkpoint.save(tmp_path / "model.pt", tiny_state())
-    with (tmp_path / "model.pt").open("rb") as file:
-        archive.check(file)

@@ -5,7 +5,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from email.utils import formatdate
 from pathlib import Path
 
@@ -58,9 +58,7 @@ def refusal(folder: Path, *servers: FileServer, file: RemoteFile = FILE) -> str:
 
 
 @pytest.mark.parametrize("has_length", [True, False])
-def test_a_connection_cut_at_twenty_bytes_is_continued(
-    server: FileServer, tmp_path: Path, has_length: bool
-) -> None:
+def test_a_connection_cut_at_twenty_bytes_is_continued(server, tmp_path, has_length):
     cuts = sorted(random.Random(1).sample(range(len(CONTENT)), 20))
     server.script.extend(cut(until, has_length) for until in cuts)
     assert fetched(tmp_path, server) == CONTENT
@@ -68,7 +66,7 @@ def test_a_connection_cut_at_twenty_bytes_is_continued(
     assert len(server.requests) == 21
 
 
-def test_a_server_that_always_cuts_is_given_up(server: FileServer, tmp_path: Path) -> None:
+def test_a_server_that_always_cuts_is_given_up(server, tmp_path):
     server.script.extend([cut(5000)] * 100)
     assert "295007 more expected" in refusal(tmp_path, server)
     assert len(server.requests) == 1 + fetch.MAX_FAILURES
@@ -98,9 +96,7 @@ def kill_at(until: int, server: FileServer, arguments: list[str]) -> int:
     return server.num_sent - num_sent
 
 
-def test_of_a_process_killed_at_twenty_bytes_at_most_a_megabyte_is_fetched_again(
-    server: FileServer, tmp_path: Path
-) -> None:
+def test_of_a_process_killed_at_twenty_bytes_at_most_a_megabyte_is_fetched_again(server, tmp_path):
     content = server.files[PATH] = random.Random(2).randbytes(20_000_000)
     file = RemoteFile(len(content), hashlib.sha256(content).hexdigest())
     arguments = [f"{server.url}/file", str(tmp_path / "file"), str(file.size), file.sha256]
@@ -112,17 +108,13 @@ def test_of_a_process_killed_at_twenty_bytes_at_most_a_megabyte_is_fetched_again
     assert server.num_sent - num_sent <= len(content) - cuts[-1] + 1_000_000
 
 
-def test_a_part_killed_before_it_got_its_name_is_not_asked_for_again(
-    server: FileServer, tmp_path: Path
-) -> None:
+def test_a_part_killed_before_it_got_its_name_is_not_asked_for_again(server, tmp_path):
     (tmp_path / "file.part").write_bytes(CONTENT)
     assert fetched(tmp_path, server) == CONTENT
     assert server.requests == []
 
 
-def test_a_complete_but_rotten_part_is_fetched_from_the_start(
-    server: FileServer, tmp_path: Path
-) -> None:
+def test_a_complete_but_rotten_part_is_fetched_from_the_start(server, tmp_path):
     (tmp_path / "file.part").write_bytes(bytes(len(CONTENT)))
     assert fetched(tmp_path, server) == CONTENT
 
@@ -152,9 +144,7 @@ def ignore_range(handler: Handler) -> None:
     ],
     ids=["range ignored", "etag changed", "416", "other start", "other total", "no range"],
 )
-def test_a_part_that_cannot_be_continued_starts_over(
-    server: FileServer, tmp_path: Path, answer: Callable[[Handler], None]
-) -> None:
+def test_a_part_that_cannot_be_continued_starts_over(server, tmp_path, answer):
     server.files[PATH] = bytes(len(CONTENT))  # of another version of the file
     server.script.extend([cut(5000), answer])
     server.script.append(change_file)
@@ -163,16 +153,14 @@ def test_a_part_that_cannot_be_continued_starts_over(
     assert "Range" in server.requests[1][1]
 
 
-def test_without_an_etag_nothing_is_continued(server: FileServer, tmp_path: Path) -> None:
+def test_without_an_etag_nothing_is_continued(server, tmp_path):
     server.etag = ""
     server.script.append(cut(5000))
     assert fetched(tmp_path, server) == CONTENT
     assert "Range" not in server.requests[1][1]
 
 
-def test_a_part_of_one_address_is_not_continued_from_another(
-    server: FileServer, mirror: FileServer, tmp_path: Path
-) -> None:
+def test_a_part_of_one_address_is_not_continued_from_another(server, mirror, tmp_path):
     server.files[PATH] = bytes(len(CONTENT))
     server.script.extend([cut(200_000), reply(404)])
     assert fetched(tmp_path, server, mirror) == CONTENT
@@ -204,18 +192,14 @@ WRONG = {
 
 
 @pytest.mark.parametrize("answer", WRONG.values(), ids=WRONG.keys())
-def test_a_wrong_answer_is_not_asked_for_twice_but_the_mirror_is(
-    server: FileServer, mirror: FileServer, tmp_path: Path, answer: Callable[[Handler], None]
-) -> None:
+def test_a_wrong_answer_is_not_asked_for_twice_but_the_mirror_is(server, mirror, tmp_path, answer):
     server.script.append(answer)
     assert fetched(tmp_path, server, mirror) == CONTENT
     assert (len(server.requests), len(mirror.requests)) == (1, 1)
     assert server.requests[0][1]["Accept-Encoding"] == "identity"
 
 
-def test_the_failures_of_both_addresses_are_told(
-    server: FileServer, mirror: FileServer, tmp_path: Path
-) -> None:
+def test_the_failures_of_both_addresses_are_told(server, mirror, tmp_path):
     server.script.append(WRONG["wrong bytes"])
     mirror.script.append(too_much)
     message = refusal(tmp_path, server, mirror)
@@ -225,29 +209,25 @@ def test_the_failures_of_both_addresses_are_told(
 
 
 @pytest.mark.parametrize("body", [PAGE, b"\n<html>", b"\xef\xbb\xbf<?xml", b"\x1f\x8b\x08"])
-def test_a_page_is_no_file_of_unknown_size(server: FileServer, tmp_path: Path, body: bytes) -> None:
+def test_a_page_is_no_file_of_unknown_size(server, tmp_path, body):
     server.files[PATH] = body
     assert "web page or gzip" in refusal(tmp_path, server, file=RemoteFile())
 
 
-def test_a_file_of_unknown_size_is_continued_too(server: FileServer, tmp_path: Path) -> None:
+def test_a_file_of_unknown_size_is_continued_too(server, tmp_path):
     server.script.append(cut(5000))
     assert fetched(tmp_path, server, file=RemoteFile()) == CONTENT
     assert server.num_sent == len(CONTENT)
 
 
-def test_a_hash_from_one_source_warns_and_a_confirmed_one_refuses(
-    server: FileServer, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_hash_from_one_source_warns_and_a_confirmed_one_refuses(server, tmp_path, capsys):
     file = RemoteFile(len(CONTENT), "0" * 64, is_confirmed=False)
     assert fetched(tmp_path, server, file=file) == CONTENT
     assert "which only one source gives: going on" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("status", [500, 502, 503])
-def test_a_server_error_is_tried_again_a_few_times(
-    server: FileServer, tmp_path: Path, status: int
-) -> None:
+def test_a_server_error_is_tried_again_a_few_times(server, tmp_path, status):
     server.script.extend([reply(status)] * (fetch.MAX_FAILURES - 1))
     assert fetched(tmp_path, server) == CONTENT
     server.script.extend([reply(status)] * 100)
@@ -259,12 +239,8 @@ def test_a_server_error_is_tried_again_a_few_times(
 @pytest.mark.parametrize("status", [429, 503])
 @pytest.mark.parametrize("is_date", [True, False])
 def test_retry_after_is_waited_for_but_not_longer_than_the_cap(
-    server: FileServer,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    status: int,
-    is_date: bool,
-) -> None:
+    server, tmp_path, monkeypatch, status, is_date
+):
     monkeypatch.setattr(fetch, "MAX_RETRY_AFTER_SECONDS", 0.3)
     text = formatdate(time.time() + 3600, usegmt=True) if is_date else "3600"
     server.script.append(reply(status, Retry_After=text))
@@ -281,15 +257,13 @@ def say_nothing(handler: Handler) -> None:
 
 
 @pytest.mark.parametrize("answer", [say_nothing, hang_at(0), hang_at(5000), drip, lambda _: None])
-def test_a_silent_a_dripping_and_a_closed_connection_are_tried_again(
-    server: FileServer, tmp_path: Path, answer: Callable[[Handler], None]
-) -> None:
+def test_a_silent_a_dripping_and_a_closed_connection_are_tried_again(server, tmp_path, answer):
     server.script.append(answer)
     assert fetched(tmp_path, server) == CONTENT
     assert len(server.requests) == 2
 
 
-def test_a_redirect_is_followed_but_not_in_a_circle(server: FileServer, tmp_path: Path) -> None:
+def test_a_redirect_is_followed_but_not_in_a_circle(server, tmp_path):
     server.files["/elsewhere"] = CONTENT
     server.script.append(reply(307, Location="/elsewhere"))
     assert fetched(tmp_path, server) == CONTENT
@@ -300,7 +274,7 @@ def test_a_redirect_is_followed_but_not_in_a_circle(server: FileServer, tmp_path
     assert "more than 5 redirects" in refusal(tmp_path, server)
 
 
-def test_a_redirect_never_leads_away_from_https() -> None:
+def test_a_redirect_never_leads_away_from_https():
     assert fetch.is_safe_redirect("https://a/file", "https://b/file")
     assert fetch.is_safe_redirect("http://a/file", "https://b/file")
     assert not fetch.is_safe_redirect("https://a/file", "http://a/file")
