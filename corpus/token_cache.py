@@ -17,7 +17,6 @@ from system.files import exclusive, sweep_parts, write_durably
 from system.process import note
 from tokenizer import END_OF_TEXT, TABLE_SHA256, GPT2Tokenizer
 
-CACHE_FOLDER_NAME = ".tokens"
 LOCK_NAME = "lock"
 CACHE_NAME = re.compile(r"[0-9a-f]{32}\.bin")
 CACHE_VERSION = 2
@@ -50,7 +49,7 @@ def load_tokens(
     text_sha256 = file_sha256(text_path)
     recipe = f"{CACHE_VERSION} {text_sha256} {TABLE_SHA256} {replace_invalid}"
     name = hashlib.sha256(recipe.encode()).hexdigest()[:32] + ".bin"
-    cache_paths = [parent / CACHE_FOLDER_NAME / name for parent in cache_parents]
+    cache_paths = [parent / ".tokens" / name for parent in cache_parents]
     for cache_path in cache_paths:
         tokens = read_cache(cache_path, text_sha256)
         if tokens is not None:

