@@ -77,7 +77,7 @@ class GPTDatasetV1(Dataset):
 
 
 def as_ids(txt: str | Ids, tokenizer: GPT2Tokenizer | None) -> np.ndarray:
-    """The ids, (N,): those of a text as uint16, or uint32 if one needs it, given ids as they are."""
+    """The ids, (N,): a text's as uint16, or uint32 where one needs it; given ids as they are."""
     if isinstance(txt, str):
         ids = tokenizer.encode(txt, allowed_special={END_OF_TEXT})
         return np.array(ids, dtype=np.uint16 if max(ids, default=0) < 1 << 16 else np.uint32)
