@@ -42,13 +42,17 @@ class NextTokenLoss(nn.Module):
     def forward(self, inputs: Tensor, targets: Tensor, num_tokens: int | None = None) -> Tensor:
         """Sum of the cross-entropy over `targets` (B, T) divided by `num_tokens`, as a scalar.
 
-        By default that is the mean. A micro-batch, or one process of many, passes the token count
-        of the whole batch instead: then losses and gradients only have to be added.
+        By default that is the mean. Targets below 0, as -100 is for torch, are left out. A
+        micro-batch, or one process of many, passes the token count of the whole batch instead: then
+        losses and gradients only have to be added.
         """
         hidden = self.model.hidden_states(inputs).flatten(0, 1)
-        return self._of_hidden(hidden, targets.flatten(), num_tokens or targets.numel())
+        return self._of_hidden(hidden, targets.flatten(), num_tokens)
 
-    def _of_hidden(self, hidden: Tensor, targets: Tensor, num_tokens: int) -> Tensor:
+    def _of_hidden(self, hidden: Tensor, targets: Tensor, num_tokens: int | None) -> Tensor:
+        if (num_tokens is None or targets.is_cpu) and (targets < 0).any():  # training never waits
+            hidden, targets = hidden[targets >= 0], targets[targets >= 0]
+        num_tokens = num_tokens or max(1, len(targets))
         device = hidden.device.type
         weight = self.model.input_embedding.embedding.weight
         is_autocast, is_training = torch.is_autocast_enabled(device), torch.is_grad_enabled()

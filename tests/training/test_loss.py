@@ -1,6 +1,7 @@
 """The chunked loss against the plain formula: its value, both gradients, and who may wrap it."""
 
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from torch.nn import functional as F
 
 from corpus.vocabulary import Vocabulary
 from model import Transformer, build_transformer
+from system.machine import Machine
 from training.loss import LOG2_E, SAFE_LOGIT, NextTokenLoss, has_safe_logits
 
 B, T, V = 3, 7, 11
@@ -54,6 +56,18 @@ def test_value_and_gradients_are_those_of_the_plain_formula(vocab_size, chunk_si
     assert ours[0].dtype == dtype
     torch.testing.assert_close(ours[0], naive[0], rtol=rtol / 10, atol=0)
     torch.testing.assert_close(ours, naive, rtol=rtol, atol=rtol / 10)
+
+
+@pytest.mark.parametrize("ignored", [-100, -1])
+@pytest.mark.parametrize("num_tokens", [None, 17])
+def test_targets_below_zero_are_left_out_as_torch_leaves_them_out(ignored, num_tokens):
+    model, (inputs, targets) = tiny_model(), batch()
+    targets[:, :2] = ignored
+    ours = gradients(model, NextTokenLoss(model, chunk_size=4)(inputs, targets, num_tokens))
+    logits = model(inputs).flatten(0, 1)
+    naive = F.cross_entropy(logits, targets.flatten(), ignore_index=ignored, reduction="sum")
+    naive = gradients(model, naive / (num_tokens or (targets >= 0).sum()))
+    torch.testing.assert_close(ours, naive, rtol=1e-5, atol=1e-6)
 
 
 def test_bf16_autocast_agrees_with_float32_to_the_precision_of_bf16():
@@ -214,9 +228,11 @@ def test_the_compact_form_is_the_full_model_with_equal_unused_rows(chunk_size):
 
 
 @pytest.mark.parametrize("is_autocast", [False, True])
-def test_the_compiled_loss_agrees_with_the_eager_one(is_autocast):
+def test_the_compiled_loss_agrees_with_the_eager_one(monkeypatch, is_autocast):
     model = tiny_model()
-    compiled = torch.compile(NextTokenLoss(copy.deepcopy(model), chunk_size=4), backend="aot_eager")
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    cpu = Machine(torch.device("cpu"), torch.float32, ("", ""))
+    compiled = cpu.compiled(NextTokenLoss(copy.deepcopy(model), chunk_size=4), "on")
     results = []
     for objective in (NextTokenLoss(model, chunk_size=4), compiled):
         with torch.autocast("cpu", torch.bfloat16, enabled=is_autocast):
