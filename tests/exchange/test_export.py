@@ -5,6 +5,7 @@ import io
 import re
 import socket
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
@@ -155,14 +156,16 @@ def test_the_receipt_is_printed_and_in_the_card(exported):
     assert not {f'"{key}"' for key in ("data", "output_dir", "weights_path")} & {*card.split(":")}
 
 
-def test_a_gguf_file_has_a_receipt(tmp_path, monkeypatch):
+def test_a_gguf_file_has_a_receipt_in_any_thread_and_from_a_folder(tmp_path, monkeypatch):
     for variable in ("HOME", "USERPROFILE"):
         monkeypatch.setenv(variable, str(tmp_path))
-    save(tmp_path / "model.pt", random_model(ODD), ODD)
-    printed = run_export("--to", "gguf", "~/x", "--checkpoint", "~/model.pt")
+    save(tmp_path / checkpoint.FINAL_NAME, random_model(ODD), ODD)
+    with ThreadPoolExecutor(1) as elsewhere:
+        options = ("--to", "gguf", "~/x", "--checkpoint", "~")
+        printed = elsewhere.submit(run_export, *options).result()
     assert re.search(r"read back by gguf .* \d\.\de-0[1-5], greedy tokens", printed)  # f16
     assert "no program more than 57 tokens" in printed
-    assert {path.name for path in tmp_path.iterdir()} == {"x", "model.pt"}
+    assert {path.name for path in tmp_path.iterdir()} == {"x", checkpoint.FINAL_NAME}
 
 
 @only_odd
