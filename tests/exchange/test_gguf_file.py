@@ -1,5 +1,6 @@
 """A GGUF file holds the model and all that llama.cpp has to know."""
 
+import contextlib
 import hashlib
 import json
 from types import SimpleNamespace
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from exchange.gguf_file import export_gguf, stored_type
+from exchange import gguf_file
+from exchange.gguf_file import add_tokenizer, export_gguf, stored_type
 from gpt_download import SHARED_SHA256
 from storage import checkpoint
 from tokenizer import END_OF_TEXT_ID
@@ -47,7 +49,9 @@ def written(request, tmp_path_factory) -> SimpleNamespace:
         for parameter in model.parameters():
             parameter.normal_(std=0.2)
     path = tmp_path_factory.mktemp("äöü 雪") / "model.gguf"
-    export_gguf(path, sizes, model, type_name)
+    with pytest.MonkeyPatch.context() as patch:  # its 100,000 strings are slow to read
+        patch.setattr(gguf_file, "add_tokenizer", lambda writer: None)
+        export_gguf(path, sizes, model, type_name)
     reader = gguf.GGUFReader(path)
     return SimpleNamespace(model=model, sizes=sizes, type=type_name, path=path, reader=reader)
 
@@ -105,6 +109,16 @@ def test_gguf_says_what_llama_cpp_has_to_know(written):
     assert value["gpt2.attention.head_count"] == written.sizes["num_heads"]
     assert value["gpt2.feed_forward_length"] == written.sizes["ffn_hidden_dim"]
     assert value["gpt2.attention.layer_norm_epsilon"] == np.float32(1e-5)
+
+
+def test_the_tokenizer_is_openais_byte_for_byte(tmp_path):
+    """The hashes are those of the files that come with the official weights."""
+    with contextlib.closing(gguf.GGUFWriter(tmp_path / "x", "gpt2")) as writer:
+        add_tokenizer(writer)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+    value = {key: field.contents() for key, field in gguf.GGUFReader(tmp_path / "x").fields.items()}
     assert (value["tokenizer.ggml.model"], value["tokenizer.ggml.pre"]) == ("gpt2", "gpt-2")
     assert value["tokenizer.ggml.eos_token_id"] == END_OF_TEXT_ID
     assert value["tokenizer.ggml.token_type"] == [1] * END_OF_TEXT_ID + [3]  # normal, control
