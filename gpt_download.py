@@ -18,7 +18,7 @@ from system.errors import ContentError, DownloadError
 from system.fetch import RemoteFile, fault_of, fetch
 from system.files import as_path, exclusive
 from system.process import warn
-from weights import architecture_from, gpt2_weights, listed, nested
+from weights import Row, architecture_from, gpt2_weights, listed, name_rows, nested
 
 BASE_URL = "https://openaipublic.blob.core.windows.net/gpt-2/models"
 MIRROR_VARIABLE = "GPT2_MIRROR"
@@ -134,44 +134,37 @@ def load_gpt2_params_from_tf_ckpt(
     try:
         reader = tf.train.load_checkpoint(str(path))
         _check_variables(reader, settings)
-        arrays = {name: reader.get_tensor(_variable(name)) for name in _shapes(settings)}
+        rows = name_rows(settings["n_layer"])
+        arrays = {row: reader.get_tensor(variable_name(row)) for row in rows}
     except tf.errors.OpError as error:
         raise DownloadError(
             f"not a whole TensorFlow checkpoint ({path}: {error.message}): fetch it again"
         ) from error
-    return nested({name: a[0] if name.endswith(".w") else a for name, a in arrays.items()})
+    return nested({row.gpt2: a[0] if row.is_transposed else a for row, a in arrays.items()})
 
 
 def variable_shapes(settings: dict[str, int]) -> dict[str, tuple[int, ...]]:
     """Every variable of an official checkpoint and its shape; matrices are (1, in, out)."""
-    return {
-        _variable(name): (1, *shape) if name.endswith(".w") else shape
-        for name, shape in _shapes(settings).items()
-    }
-
-
-def _shapes(settings: dict[str, int]) -> dict[str, tuple[int, ...]]:
-    """The params of a model of that size and their shapes, by path."""
     sizes = architecture_from(settings)
     with torch.device("meta"):
         model = build_transformer(settings["n_vocab"], sizes.pop("seq_len"), **sizes)
-    return {row.gpt2: tuple(weight.shape) for row, weight in gpt2_weights(model).items()}
+    return {
+        variable_name(row): (1, *weight.shape) if row.is_transposed else tuple(weight.shape)
+        for row, weight in gpt2_weights(model).items()
+    }
 
 
-def _variable(name: str) -> str:
-    """OpenAI's name of one of the params: blocks.3.ln_1.g -> model/h3/ln_1/g."""
-    place = "model/ln_f/" if name in ("g", "b") else "model/"
-    return place + name.replace("blocks.", "h").replace(".", "/")
+def variable_name(row: Row) -> str:
+    """OpenAI's name: blocks.3.ln_1.g -> model/h3/ln_1/g."""
+    place = "model/ln_f/" if row.gpt2 in ("g", "b") else "model/"
+    return place + row.gpt2.replace("blocks.", "h").replace(".", "/")
 
 
 def _check_variables(reader: Any, settings: dict[str, int]) -> None:
     """ContentError with every variable that is missing, unknown, or of another shape or type."""
-    dtypes, expected = reader.get_variable_to_dtype_map(), variable_shapes(settings)
-    stored = {
-        name: (dtypes[name].name, *shape)
-        for name, shape in reader.get_variable_to_shape_map().items()
-    }
-    wanted = {name: ("float32", *shape) for name, shape in expected.items()}
+    dtypes, shapes = reader.get_variable_to_dtype_map(), reader.get_variable_to_shape_map()
+    stored = {name: (dtypes[name].name, *shape) for name, shape in shapes.items()}
+    wanted = {name: ("float32", *shape) for name, shape in variable_shapes(settings).items()}
     problems = [
         f"{name} is {stored.get(name)}, not {wanted.get(name)}"
         for name in sorted(stored.keys() | wanted.keys())

@@ -66,8 +66,8 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, int], dict[str, Any]]:
     if head not in (None, table) and not np.array_equal(head, table):
         raise WeightsError(f"the head is not tied to the embedding ({path}): not a GPT-2")
     shapes = [stored[name].shape for name in ("wte.weight", "wpe.weight", "h.0.mlp.c_fc.weight")]
-    if any(len(shape) != 2 for shape in shapes):
-        raise WeightsError(f"tables and matrices have two dimensions ({path}: {shapes})")
+    if any(len(shape) != 2 or 0 in shape for shape in shapes):
+        raise WeightsError(f"no tables and matrices ({path} has the shapes {shapes}): not a GPT-2")
     (n_vocab, n_embd), (n_ctx, _), (_, n_inner) = shapes
     n_head = config.get("n_head", n_embd // 64)  # GPT-2's own heads have size 64
     if n_head < 1 or n_embd % n_head:

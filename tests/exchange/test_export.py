@@ -22,7 +22,7 @@ import model as model_module
 import train
 from exchange import gguf_file, huggingface
 from exchange.pretrained import from_safetensors
-from exchange.receipt import Receipt, compare, gpt2_logits
+from exchange.receipt import compare, gpt2_logits
 from generation.generator import TextGenerator
 from model import MultiHeadAttentionBlock, Transformer
 from reports.history import History
@@ -176,13 +176,13 @@ def test_without_transformers_gpt2_written_out_checks(exported, monkeypatch, tmp
 
 
 def test_the_receipt_shows_what_differs():
-    ours, written = torch.eye(5)[None] * 2, torch.tensor([2, 3, 4])  # each token follows itself
-    receipt = Receipt.of("it", ours, ours.roll(1, 1) + 0.5, written)
-    assert (receipt.logit_difference, receipt.largest_logit) == (2.5, 2.0)
-    assert (receipt.num_agreeing, receipt.num_tokens) == (0, 3)
-    assert Receipt.of("it", ours, ours.roll(1, 2), written).num_agreeing == 3
-    with pytest.raises(ExportError, match=r"something else .*difference 2\.5e\+00.* 0 of 3"):
-        receipt.checked("q8_0")
+    model = random_model(EVEN)
+    nearly = compare(model, EVEN, "q8_0", lambda: ("it", lambda ids: model(ids) + 0.01))
+    assert nearly.logit_difference == pytest.approx(0.01, abs=1e-5)  # float32 logits of about 3
+    assert nearly.num_agreeing == nearly.num_tokens == 50
+    for theirs in (lambda ids: -model(ids), lambda ids: model(ids) * torch.nan):
+        with pytest.raises(ExportError, match=r"something else .*difference .* agree 0 of 50"):
+            compare(model, EVEN, "q8_0", lambda theirs=theirs: ("it", theirs))
 
 
 @pytest.mark.parametrize("seq_len", [1, 2, 7])
@@ -234,6 +234,15 @@ class ScaledAttention(NormedAttention):
         self.query_scale = torch.nn.Parameter(torch.ones(1))
 
 
+class WindowAttention(MultiHeadAttentionBlock):
+    """No position sees those from 56 before it on: other only past the text of the receipt."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        distance = torch.arange(query.size(2))[:, None] - torch.arange(query.size(2))
+        is_seen = (distance >= 0) & (distance < 56)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=is_seen)
+
+
 class WideAttention(MultiHeadAttentionBlock):
     """GPT-2's names around other shapes: heads as wide as the model."""
 
@@ -248,7 +257,8 @@ class WideAttention(MultiHeadAttentionBlock):
 @pytest.mark.parametrize(
     ("variant", "reason"),
     [
-        (NormedAttention, r"compute something else .*GPT-2's own formulas"),
+        (NormedAttention, "not GPT-2's formulas .*differ by"),
+        (WindowAttention, "not GPT-2's formulas .*differ by"),
         (ScaledAttention, r"unknown blocks\.0\.attention\.query_scale, blocks\.1"),
         (WideAttention, "not GPT-2's formulas"),
     ],

@@ -204,7 +204,8 @@ def test_without_a_config_heads_of_64_are_meant(folder):
     ("change", "reason"),
     [
         ({"h.5.odd": torch.ones(1)}, "unknown h.5.odd"),
-        ({TABLE: torch.ones(11)}, "two dimensions"),
+        ({TABLE: torch.ones(11)}, "no tables"),
+        ({"transformer.wpe.weight": torch.ones(0, 12)}, "no tables"),
     ],
 )
 def test_weights_of_something_else_are_refused(folder, change, reason):
