@@ -1,50 +1,91 @@
-"""Contestants that take turns, a step at a time, each in a process of its own.
+"""Contestants take turns at their tasks, a step at a time, each in a process of its own.
 
-What slows the machine down for a while slows all of them; and the settings, the caches and the
-peak memory of one are no other's.
+What slows the machine down slows all; the settings, caches and peak memory of one are no other's.
 """
 
 import io
-import multiprocessing
-import os
-import platform
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass, field
+from itertools import product
+from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
+from corpus.vocabulary import Vocabulary
 from system.machine import Machine
-from system.process import describe
+from system.process import describe, log
 
 REST_SECONDS = 0.2  # before a step, so that the threads of the one before have stopped waiting
-CPU_INFO = Path("/proc/cpuinfo")
-Step = Callable[[int], None]  # makes step number i
+Steps = Iterator[object]  # makes a step each time it is asked for the next; begins at the first
+Rows = dict[str, dict[str, str]]  # the cells of a table, by row and column
 
 
 @dataclass(frozen=True)
-class Contestant:
-    """Who takes part: `build(machine)` gives the step; all of it must be picklable."""
+class Task:
+    """What a contestant does: the model, the batch, the text's tokens, and how it is run."""
 
-    name: str
-    build: Callable[[Machine], Step]
-    num_tokens: int  # in a step
-    flops: float = 0.0  # of a step's matrix products
+    batch_size: int = 8
+    seq_len: int = 128
+    embedding_dim: int = 256
+    num_layers: int = 4
+    num_heads: int = 8
+    ffn_hidden_dim: int = 1024
+    dropout: float = 0.1
+    vocab_size: int = 50257
+    num_used: int = 5178  # different tokens, as in the first megabyte of TinyStories
+    seed: int = 0
+    steps: int = 12
     device: str = "auto"
     precision: str = "auto"
+    is_shared: bool = field(default=False, repr=False)  # the unused tokens share a row
+    compiled: bool = field(default=False, repr=False)
+    nanogpt: Path | None = field(default=None, repr=False)  # a checkout that takes part
+    prompt_tokens: int = field(default=0, repr=False)  # that each row of the batch continues
+    new_tokens: int = field(default=0, repr=False)
+
+    def machine(self) -> Machine:
+        return Machine.choose(self.device, self.precision)
+
+    @property
+    def num_tokens(self) -> int:
+        """In a step: those written, or else those trained on."""
+        return self.batch_size * (self.new_tokens or self.seq_len)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The tokens in use are the first ones, so each is its own row."""
+        num_used = self.num_used if self.is_shared else self.vocab_size
+        return Vocabulary.of(np.arange(num_used), self.vocab_size)
+
+    @property
+    def flops(self) -> float:
+        """Of a training step's matrix products, 2 a multiply-add; attention as a full square."""
+        C, T = self.embedding_dim, self.seq_len
+        layer = 4 * C * C + 2 * C * self.ffn_hidden_dim + 2 * T * C
+        return 6.0 * self.batch_size * T * (self.num_layers * layer + C * self.vocabulary.size)
+
+    def batch(self, number: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets (B, T) of step `number`."""
+        shape = (self.batch_size, self.seq_len + 1)
+        windows = np.random.default_rng([self.seed, number]).integers(self.num_used, size=shape)
+        return torch.from_numpy(windows[:, :-1]), torch.from_numpy(windows[:, 1:])
 
 
 @dataclass
-class Result:
-    """What a contestant's steps took, or why it is left out."""
+class Contestant:
+    """Who takes part, all of it picklable, and what its steps took or why it is left out."""
 
-    contestant: Contestant
+    name: str
+    task: Task
+    build: Callable[[Task, Machine], Steps]
     seconds: list[float] = field(default_factory=list)
     memory_bytes: int = 0  # at the peak, torch and all
     failure: str = ""
@@ -54,111 +95,77 @@ class Result:
         return float(np.median(self.seconds))
 
     @property
-    def tokens_per_second(self) -> float:
-        return self.contestant.num_tokens / self.median_seconds
+    def gflops(self) -> float:
+        """10^9 operations a second."""
+        return self.task.flops / self.median_seconds / 1e9
 
-    @property
-    def flops_per_second(self) -> float:
-        return self.contestant.flops / self.median_seconds
-
-    def middle_half(self) -> tuple[float, float]:
-        """The seconds that a quarter and three quarters of the steps stayed below."""
-        low, high = np.quantile(self.seconds, [0.25, 0.75])
-        return float(low), float(high)
-
-    def speed_cells(self) -> list[str]:
-        """Name, median and middle half of the tokens per second."""
-        slow, fast = (self.contestant.num_tokens / s for s in reversed(self.middle_half()))
-        return [self.contestant.name, f"{self.tokens_per_second:,.0f}", f"{slow:,.0f}-{fast:,.0f}"]
+    def cells(self) -> dict[str, str]:
+        """What a table says of the median step, and of the middle half of them all."""
+        fast, slow = self.task.num_tokens / np.quantile(self.seconds, [0.25, 0.75])
+        return {
+            "tokens/s": f"{self.task.num_tokens / self.median_seconds:,.0f}",
+            "middle half": f"{slow:,.0f}-{fast:,.0f}",
+            "milliseconds": f"{1e3 * self.median_seconds:,.1f}",
+            "peak memory": f"{self.memory_bytes / 1e9:.2f} GB",
+            "GFLOP/s": f"{self.gflops:,.0f}",
+        }
 
 
-def take_turns(
-    contestants: Sequence[Contestant], num_steps: int, num_warm_ups: int
-) -> list[Result]:
-    """`num_steps` measured steps of every contestant; in each turn all of them make one.
+def take_turns(contestants: Sequence[Contestant], *, num_warm_ups: int = 2) -> list[Contestant]:
+    """Those that could run, with the measured steps of their tasks; the others are named.
 
-    The first turns, in which programs compile and allocate, are not counted.
+    In each turn all make one step. The first turns, which build and compile, are not counted.
     """
-    results = [Result(contestant) for contestant in contestants]
-    num_turns = num_warm_ups + num_steps
-    with ExitStack() as stack, tqdm(total=num_turns, leave=False, disable=None) as bar:
-        connections = [stack.enter_context(started(contestant)) for contestant in contestants]
-        for turn in range(num_turns):
-            for result, connection in zip(results, connections, strict=True):
-                take_turn(result, connection, turn, is_counted=turn >= num_warm_ups)
-            bar.update()
-    return results
-
-
-def take_turn(result: Result, connection: Connection, turn: int, *, is_counted: bool) -> None:
-    """Has step number `turn` made, and adds what it took to the result; a failed one is out."""
-    if result.failure:
-        return
-    time.sleep(REST_SECONDS)
-    try:
-        connection.send(turn)
-        answer = connection.recv()
-    except (EOFError, OSError):
-        answer = "its process was killed"
-    if isinstance(answer, str):
-        result.failure = answer
-        return
-    seconds, result.memory_bytes = answer
-    if is_counted:
-        result.seconds.append(seconds)
-
-
-@contextmanager
-def started(contestant: Contestant) -> Iterator[Connection]:
-    """The connection to the contestant's process, which ends with the context."""
-    context = multiprocessing.get_context("spawn")  # a fresh process, as a user's own would be
-    connection, other_end = context.Pipe()
-    process = context.Process(target=serve, args=(contestant, other_end), daemon=True)
-    process.start()
-    other_end.close()
-    try:
-        yield connection
-    finally:
-        process.terminate()
-        process.join()
+    context = get_context("spawn")  # fresh processes, as a user's own would be
+    pairs = []
+    with ExitStack() as stack:
+        for contestant in contestants:
+            connection, other_end = context.Pipe()
+            process = context.Process(target=serve, args=(contestant, other_end), daemon=True)
+            process.start()
+            other_end.close()
+            stack.callback(process.join)
+            stack.callback(process.terminate)
+            pairs.append((contestant, connection))
+        turns = product(range(num_warm_ups + contestants[0].task.steps), pairs)
+        for turn, (contestant, connection) in tqdm([*turns], leave=False, disable=None):
+            if contestant.failure:
+                continue
+            time.sleep(REST_SECONDS)
+            try:
+                connection.send(True)
+                seconds, contestant.memory_bytes, contestant.failure = connection.recv()
+                contestant.seconds += [seconds] * (turn >= num_warm_ups)
+            except (EOFError, OSError):
+                contestant.failure = "its process was killed"
+            if contestant.failure:
+                log(f"left out: {contestant.name}: {contestant.failure}")
+    return [contestant for contestant in contestants if not contestant.failure]
 
 
 def serve(contestant: Contestant, connection: Connection) -> None:
-    """The contestant's process: a number comes in, its step is made, (seconds, bytes) goes out."""
+    """The contestant's process: asked for a step, it answers with seconds, bytes and failure."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
     try:
         with redirect_stdout(io.StringIO()):  # some peers greet
-            machine = Machine.choose(contestant.device, contestant.precision)
-            step = contestant.build(machine)
-            while True:
-                connection.send(timed(step, connection.recv(), machine))
+            machine = contestant.task.machine()
+            steps = contestant.build(contestant.task, machine)
+            while connection.recv():
+                start = time.perf_counter()
+                next(steps)
+                torch.get_device_module(machine.device).synchronize()
+                seconds = time.perf_counter() - start
+                connection.send((seconds, machine.memory_in_use(), ""))
     except Exception as error:  # a peer that does not run here is a row less, not the end
-        connection.send(describe(error))
+        connection.send((0.0, 0, describe(error)))
 
 
-def timed(step: Step, number: int, machine: Machine) -> tuple[float, int]:
-    """Seconds of one step, and the bytes that the process needed so far."""
-    start = time.perf_counter()
-    step(number)
-    if machine.device.type != "cpu":
-        torch.accelerator.synchronize()
-    return time.perf_counter() - start, machine.memory_in_use()
-
-
-def device_line(machine: Machine) -> str:
-    """The hardware and software that the numbers belong to."""
-    lines = CPU_INFO.read_text().splitlines() if CPU_INFO.exists() else []
-    models = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
-    processor = models[0] if models else platform.processor()
-    return f"{processor}, {os.cpu_count()} processors; {machine}; torch {torch.__version__}"
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown, padded so that it reads well as it is: the first column left, numbers right."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    lines = [
-        [row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]
-        for row in (header, rule, *rows)
-    ]
+def table(rows: Rows, *, corner: str = "") -> str:
+    """Markdown of the cells by row and column, padded so that it reads well as it is."""
+    columns = dict.fromkeys(column for cells in rows.values() for column in cells)
+    lines = [[corner, *columns]]
+    lines += [[name, *(cells.get(key, "-") for key in columns)] for name, cells in rows.items()]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
+    lines = [[line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
