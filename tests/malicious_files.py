@@ -151,8 +151,8 @@ def zips() -> dict[str, bytes]:
     central, end = b"PK\x01\x02", b"PK\x05\x06"
     return {
         "bomb": zip_of(zeros, zipfile.ZIP_DEFLATED),
-        "bzip2": zip_of(zeros, zipfile.ZIP_BZIP2),
-        "lzma": zip_of(zeros, zipfile.ZIP_LZMA),
+        "bzip2": zip_of(entries, zipfile.ZIP_BZIP2),
+        "lzma": zip_of(entries, zipfile.ZIP_LZMA),
         "duplicate pickle": twice("data.pkl"),
         "duplicate tensor": twice("data/0"),
         "parent folder": zip_of({**entries, "../evil": b"x"}),

@@ -184,6 +184,22 @@ def test_a_damaged_newest_checkpoint_is_skipped_and_named(tmp_path):
     assert [bad.name in reason for reason in skipped] == [True]
 
 
+def test_a_checkpoint_that_goes_while_the_folder_is_read_is_none_and_a_dangling_link_is_named(
+    tmp_path, monkeypatch
+):
+    first, second = steps_saved(tmp_path, 9, 100)
+    checkpoint.step_path(tmp_path, 200).symlink_to("nothing")
+
+    def delete_and_look(path: Path) -> tuple[str, int]:
+        second.unlink(missing_ok=True)
+        return checkpoint.glance(path)
+
+    monkeypatch.setattr(run_folder, "glance", delete_and_look)
+    path, _, skipped = run_folder.newest_intact(tmp_path)
+    assert path == first
+    assert ["step_200.pt" in reason for reason in skipped] == [True]
+
+
 def test_nothing_to_resume_is_said(tmp_path):
     with pytest.raises(CheckpointError, match=r"nothing to resume .* start without --resume"):
         run_folder.newest_intact(tmp_path)
