@@ -33,7 +33,7 @@ class InputEmbeddings(nn.Module):
 
 
 class Dropout(nn.Dropout):
-    """nn.Dropout, whose masks take a fifth of the time on a CPU."""
+    """nn.Dropout, whose masks are drawn faster on a CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0:
@@ -76,8 +76,8 @@ class LayerNormalization(nn.LayerNorm):
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, *, dropout: float) -> Tensor:
     """softmax(query key^T / sqrt(D)) value, each position over those up to it: all (B, H, T, D).
 
-    Torch's own kernel where it wins. On a CPU it takes three times as long as the formula written
-    out when there is dropout, and up to four times as long in bfloat16 (docs/speed.md).
+    Torch's own kernel where it wins. On a CPU the formula written out is faster where there is
+    dropout, and in bfloat16 (docs/speed.md).
     """
     if not query.is_cpu or (dropout == 0 and query.dtype == torch.float32):
         return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
