@@ -40,7 +40,8 @@ def step_path(folder: str | Path, step: int) -> Path:
 def save(path: str | Path, state: dict[str, Any]) -> None:
     """Writes the state so that `torch.load(path)`'s safe default reads it: plain values only.
 
-    Nothing that is not finite is written, and the file is read back before it takes its name.
+    TypeError names anything else. Nothing that is not finite is written, and the file is read back
+    before it takes its name.
     """
     for name, leaf in leaves(state):
         if not is_plain(leaf):
@@ -139,7 +140,9 @@ def check_state(state: Any, *, num_bytes: int) -> None:
             raise ValueError(f"{name} is a {type(leaf).__name__}")
     if sum(storages.values()) > num_bytes:
         raise ValueError(f"its tensors claim {sum(storages.values()):,} of {num_bytes:,} bytes")
-    check_versions(state.get("versions", {}))
+    versions = state.get("versions", {})
+    if not (isinstance(versions, dict) and isinstance(versions.get("torch", ""), str)):
+        raise ValueError("versions is not a dict of strings")
     check_weights(state["config"], state["model_state_dict"])
     broken = not_finite(state)
     if broken:
@@ -173,11 +176,6 @@ def check_tensor(name: str, tensor: Tensor) -> int:
     if tensor.numel() * tensor.itemsize > num_bytes:
         raise ValueError(f"{name} claims the shape {tuple(tensor.shape)} of {num_bytes} bytes")
     return num_bytes
-
-
-def check_versions(versions: Any) -> None:
-    if not (isinstance(versions, dict) and isinstance(versions.get("torch", ""), str)):
-        raise ValueError("versions is not a dict of strings")
 
 
 def check_weights(config: dict[str, Any], weights: dict[str, Any]) -> None:

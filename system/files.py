@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import psutil
-from filelock import FileLock, Timeout
+from filelock import FileLock, SoftFileLock, Timeout
 
 from system.errors import FolderInUseError, OutputError
 from system.process import warn
@@ -221,14 +221,15 @@ def only_writer(folder: str | Path) -> Iterator[None]:
         if is_held:
             _sign(lock_path)
         else:
-            warn(f"this disk has no locks ({lock_path}): start no second run in its folder")
+            warn(f"a second run could write here too ({lock_path}): this disk has no locks")
         yield
 
 
 @contextmanager
 def _lock(path: Path, *, is_waiting: bool) -> Iterator[bool]:
     """Whether the lock is held inside, which is so wherever the disk has locks; Timeout if not."""
-    lock, is_held = FileLock(path, fallback_to_soft=False), True
+    is_held = True
+    lock = FileLock(path, preserve_lock_file=FileLock is not SoftFileLock)  # it may not be ours
     try:
         with named(path):
             lock.acquire(blocking=is_waiting)

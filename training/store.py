@@ -18,6 +18,7 @@ from tokenizer import TABLE_SHA256
 from training.run import Run
 
 OPTIMIZER, GROUPS, SCALER = "optimizer_state_dict", "optimizer_groups", "scaler_state_dict"
+OF_NOW = {"lr", "weight_decay", "fused", "foreach", "capturable"}  # of config and device
 NEEDED = (OPTIMIZER, SCALER, "history", "step", "run_id", "text_sha256", "tokenizer_sha256")
 
 
@@ -167,7 +168,7 @@ def restore_optimizer(run: Run, state: dict[str, Any]) -> None:
     optimizer, scaler = run.learner.optimizer, run.learner.scaler
     groups = optimizer.state_dict()["param_groups"]
     for group, saved in zip(groups, state.get(GROUPS, [{}] * len(groups)), strict=True):
-        group.update({key: saved[key] for key in saved.keys() - {"lr", "weight_decay"}})
+        group.update({key: saved[key] for key in saved.keys() - OF_NOW})
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for number, moments in state[OPTIMIZER].items():
         for name, moment in moments.items():

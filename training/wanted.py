@@ -56,7 +56,24 @@ def wanted(config: dict[str, Any], options: dict[str, Any]) -> Wanted:
     """The checked config; ConfigError with everything that is wrong with it."""
     config = {key: plain(value) for key, value in config.items()}
     check({**config, **options})
-    return Wanted({**DEFAULTS, **config}, options)
+    asked = Wanted({**DEFAULTS, **config}, options)
+    useless = [f"--{key} {why}" for key, why in without_effect(asked.config) if key in options]
+    if useless:
+        raise ConfigError("command line: " + "; ".join(useless))
+    return asked
+
+
+def without_effect(config: dict[str, Any]) -> list[tuple[str, str]]:
+    """Options that would change nothing beside the others, and why."""
+    if config["resume"]:
+        names = ("weights_path", "use_pretrained", "model_name")
+        return [(name, "has no effect: a resumed run has weights already") for name in names]
+    useless = [("allow_other_text", "has no effect without --resume")]
+    if config["weights_path"]:
+        useless.append(("use_pretrained", "has no effect beside weights_path: choose one"))
+    if not config["use_pretrained"]:
+        useless.append(("model_name", "has no effect without --use_pretrained"))
+    return useless
 
 
 def plain(value: Any) -> Any:

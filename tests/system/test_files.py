@@ -179,7 +179,7 @@ def test_a_disk_without_locks_is_a_warning_and_any_other_refusal_names_the_file(
     monkeypatch.setattr(fcntl, "flock", refuse)
     with exclusive(tmp_path / "lock"), only_writer(tmp_path):
         pass
-    line = f"warning: this disk has no locks ({tmp_path / LOCK_NAME}): start no second run"
+    line = f"warning: a second run could write here too ({tmp_path / LOCK_NAME}): this disk"
     assert capsys.readouterr().err.startswith(line)
     cause = "EIO"
     with pytest.raises(OSError, match="refused") as caught:

@@ -86,6 +86,22 @@ def test_what_the_command_line_cannot_mean_is_named(arguments, message):
     assert str(caught.value) == message
 
 
+@pytest.mark.parametrize(
+    ("options", "useless"),
+    [
+        ({"resume": True, "weights_path": "a"}, "--weights_path"),
+        ({"resume": "a.pt", "use_pretrained": True}, "--use_pretrained"),
+        ({"allow_other_text": True}, "--allow_other_text"),
+        ({"model_name": "gpt2-xl (1558M)"}, "--model_name"),
+        ({"weights_path": "a", "use_pretrained": True}, "--use_pretrained"),
+    ],
+)
+def test_an_option_without_effect_is_named(options, useless):
+    with pytest.raises(ConfigError, match=f"{useless} has no effect"):
+        wanted(train.config, options)
+    wanted({**train.config, **options}, {})  # in the dict it may wait for its turn
+
+
 def test_option_without_its_value_is_named():
     with pytest.raises(ConfigError, match=r"--batch_size.*expected one argument.*--help"):
         overridden("--batch_size")
