@@ -53,10 +53,6 @@ class History:
         self.learning_rates.append(record.learning_rate)
         self.num_skipped += not record.is_applied
 
-    @property
-    def tokens_seen(self) -> int:
-        return sum(self.num_tokens)
-
     def is_evaluated(self, step: int) -> bool:
         return any(evaluation.step == step for evaluation in self.evaluations)
 
@@ -102,15 +98,6 @@ class History:
             [Evaluation(**evaluation) for evaluation in state["evaluations"]],
             state["num_skipped"],
         )
-
-
-@dataclass(frozen=True)
-class Report:
-    """What is shown at an evaluation: the history with it, the pace, and what the model writes."""
-
-    history: History
-    pace: str
-    sample: str
 
 
 class Pace:

@@ -6,17 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from reports.history import History, Report
+from reports.history import History
 from system.files import write_durably
 
 PLOT_NAME = "training_losses.png"
 PLOTTED_POINTS = 300
 
 
-def draw(path: Path, report: Report) -> None:
+def draw(path: Path, history: History, pace: str, sample: str) -> None:
     """Draws the history as it is by now; before the first update there is no curve."""
-    if report.history.train_losses:
-        plot_history(path, report.history)
+    if history.train_losses:
+        plot_history(path, history)
 
 
 def plot_history(path: Path, history: History) -> None:
@@ -30,14 +30,8 @@ def plot_history(path: Path, history: History) -> None:
 
     steps, means = binned(history.train_losses, max_points=PLOTTED_POINTS)
     losses.plot(tokens[steps], means, lw=1, label="training")
-    evaluations = history.evaluations
-    losses.plot(
-        [evaluation.tokens_seen for evaluation in evaluations],
-        [evaluation.loss for evaluation in evaluations],
-        "o-",
-        ms=4,
-        label="validation",
-    )
+    points = [(evaluation.tokens_seen, evaluation.loss) for evaluation in history.evaluations]
+    losses.plot(*zip(*points, strict=True), "o-", ms=4, label="validation")
     losses.set(ylabel="loss (nats per token)", title="Training and validation loss")
     losses.grid(alpha=0.3)
     losses.legend()

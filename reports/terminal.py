@@ -3,11 +3,10 @@
 import textwrap
 
 from generation.row import printable
-from reports.history import Report
+from reports.history import History
 from system.process import log
 
 
-def show(report: Report) -> None:
-    """Prints the latest evaluation, the pace, and the sample below them."""
-    log(f"{report.history.report()}  {report.pace}")
-    log(textwrap.indent(printable(report.sample), "    ") + "\n")
+def show(history: History, pace: str, sample: str) -> None:
+    log(f"{history.report()}  {pace}")
+    log(textwrap.indent(printable(sample), "    ") + "\n")

@@ -21,10 +21,10 @@ def check(
     config: dict[str, Any], corpus: Corpus, machine: Machine, *, run_id: str | None = None
 ) -> None:
     """Raises if memory or disk are too small; `run_id` is that of a run which goes on."""
-    needed = training_bytes(config, corpus, bytes_per_activation=machine.dtype.itemsize)
-    check_memory(config, needed, num_rows=corpus.vocabulary.size, device=machine.device)
-    num_steps = config["num_epochs"] * corpus.batches.num_per_epoch
-    check_disk(config, num_rows=corpus.vocabulary.size, num_steps=num_steps, run_id=run_id)
+    num_rows, num_moments = corpus.vocabulary.size, OPTIMIZERS[config["optimizer"]].num_moments
+    moments = 4 * num_moments * num_parameters(config, num_rows)
+    check_memory(config, corpus, machine, moments=moments)
+    check_disk(config, corpus, moments=moments, run_id=run_id)
 
 
 def num_parameters(config: dict[str, Any], num_rows: int) -> int:
@@ -37,32 +37,22 @@ def num_parameters(config: dict[str, Any], num_rows: int) -> int:
     return (num_rows + config["seq_len"]) * C + config["num_layers"] * block + 2 * C
 
 
-def num_moments(config: dict[str, Any]) -> int:
-    return OPTIMIZERS[config["optimizer"]].num_moments
+def check_memory(config: dict[str, Any], corpus: Corpus, machine: Machine, *, moments: int) -> None:
+    """OutOfRoomError if a training step needs more than the device has free.
 
-
-def training_bytes(config: dict[str, Any], corpus: Corpus, *, bytes_per_activation: int) -> int:
-    """The least that a training step holds: weights, gradients, moments in float32, activations.
-
-    A lower bound on purpose, so that no run which could work is refused.
+    Counted are weights, gradients, moments and the largest activations: a lower bound on purpose,
+    so that no run which could work is refused.
     """
-    per_parameter = 4 * (2 + num_moments(config))
-    num_windows = min(config["batch_size"], len(corpus.batches.dataset))
+    num_weights = num_parameters(config, corpus.vocabulary.size)
+    num_tokens = min(config["batch_size"], len(corpus.batches.dataset)) * config["seq_len"]
     per_token = config["num_layers"] * (6 * config["embedding_dim"] + config["ffn_hidden_dim"])
-    activations = num_windows * config["seq_len"] * per_token * bytes_per_activation
-    return per_parameter * num_parameters(config, corpus.vocabulary.size) + activations
-
-
-def check_memory(
-    config: dict[str, Any], needed: int, *, num_rows: int, device: torch.device
-) -> None:
-    """OutOfRoomError if so many bytes are more than the device has free."""
-    available = available_memory(device)
+    needed = 8 * num_weights + moments + num_tokens * per_token * machine.dtype.itemsize
+    available = available_memory(machine.device)
     if needed > available:
         raise OutOfRoomError(
-            f"this model does not fit ({num_parameters(config, num_rows):,} parameters, "
+            f"this model does not fit ({num_weights:,} parameters, "
             f"batch_size={config['batch_size']}: at least {needed / 1e9:,.1f} GB to train, "
-            f"{available / 1e9:,.1f} GB free on {device}): "
+            f"{available / 1e9:,.1f} GB free on {machine.device}): "
             "lower embedding_dim, num_layers, ffn_hidden_dim, seq_len or batch_size"
         )
 
@@ -80,9 +70,7 @@ def available_memory(device: torch.device) -> int:
     return max(0, min(free))
 
 
-def check_disk(
-    config: dict[str, Any], *, num_rows: int, num_steps: int, run_id: str | None = None
-) -> None:
+def check_disk(config: dict[str, Any], corpus: Corpus, *, moments: int, run_id: str | None) -> None:
     """OutputError if the output folder's disk is too small for the run's files.
 
     A checkpoint holds the full model and the moments of the trained one. One more than are kept has
@@ -91,7 +79,7 @@ def check_disk(
     """
     folder = Path(config["output_dir"])
     model = 4 * num_parameters(config, END_OF_TEXT_ID + 1)
-    moments = 4 * num_moments(config) * num_parameters(config, num_rows)
+    num_steps = config["num_epochs"] * corpus.batches.num_per_epoch
     num_kept = min(config["keep_checkpoints"], -(-num_steps // config["save_freq"]))
     needed = (model + moments) * (num_kept + 1) + 2 * model
     own = run_folder.of_run(folder, run_id) if run_id else []

@@ -13,9 +13,9 @@ from torch import Tensor
 from corpus.corpus import Corpus
 from generation.generator import TextGenerator
 from generation.settings import SAMPLE
-from model import Transformer, model_size
+from model import model_size
 from reports import plot, terminal
-from reports.history import Evaluation, History, Pace, Report
+from reports.history import Evaluation, History, Pace
 from storage import checkpoint
 from system.errors import NonFiniteError
 from system.machine import seed_step
@@ -128,10 +128,10 @@ class Run:
     def measure(self) -> tuple[float, str]:
         """The validation loss in nats a token, and a sample of what the model writes by now."""
         loss = self.learner.mean_loss(self.val_rows)
+        state = {"config": self.config, "model_state_dict": self.full_weights()}
+        writer = TextGenerator(checkpoint.model_from(state), self.tokenizer)
         prompt, length = self.config["sample_prompt"], self.config["sample_tokens"]
-        return loss, TextGenerator(self.full_model(), self.tokenizer).generate(
-            prompt, length, **SAMPLING
-        )
+        return loss, writer.generate(prompt, length, **SAMPLING)
 
     def record(self, loss: float) -> None:
         """Takes an evaluation into the history."""
@@ -141,22 +141,17 @@ class Run:
                 f"{self.learning_rate(self.step):.2g}): lower learning_rate"
             )
         bits = bits_per_byte(loss, len(self.val_rows) - 1, self.corpus.num_val_bytes)
-        evaluation = Evaluation(self.step, self.history.tokens_seen, loss, bits)
-        self.history.evaluations.append(evaluation)
+        tokens_seen = sum(self.history.num_tokens)
+        self.history.evaluations.append(Evaluation(self.step, tokens_seen, loss, bits))
 
     def report(self, sample: str) -> None:
         """Hands the latest evaluation to everything that shows it; none of them stops training."""
         for name, show in self.sinks.items():
             with only_warn(f"no {name}"):
-                show(Report(self.history, str(self.pace), sample))
+                show(self.history, str(self.pace), sample)
 
     def full_weights(self) -> dict[str, Tensor]:
         """The model's weights with a row for every token of the vocabulary."""
         weights = self.learner.model.state_dict()
         table = self.corpus.vocabulary.expand(weights[checkpoint.EMBEDDING])
         return {**weights, checkpoint.EMBEDDING: table}
-
-    def full_model(self) -> Transformer:
-        """A model over the whole vocabulary that shares the weights of now."""
-        state = {"config": self.config, "model_state_dict": self.full_weights()}
-        return checkpoint.model_from(state)

@@ -18,6 +18,7 @@ from tokenizer import TABLE_SHA256
 from training.run import Run
 
 OPTIMIZER, GROUPS, SCALER = "optimizer_state_dict", "optimizer_groups", "scaler_state_dict"
+PLAIN = (bool, int, float, str, Tensor)  # what files hold of a group's settings
 OF_NOW = {"lr", "weight_decay", "fused", "foreach", "capturable"}  # of config and device
 NEEDED = (OPTIMIZER, SCALER, "history", "step", "run_id", "text_sha256", "tokenizer_sha256")
 
@@ -44,19 +45,16 @@ def save(run: Run) -> Path:
     optimizer = run.learner.optimizer.state_dict()
     rest = {
         OPTIMIZER: optimizer["state"],
-        GROUPS: [plain_settings(group) for group in optimizer["param_groups"]],
+        GROUPS: [
+            {key: value for key, value in group.items() if isinstance(value, PLAIN)}
+            for group in optimizer["param_groups"]
+        ],
         SCALER: run.learner.scaler.state_dict(),
     }
     path = run_folder.save_step(run.folder, model_state(run) | rest)
     run.saved_step = run.step
     remove_old(run)
     return path
-
-
-def plain_settings(group: dict[str, Any]) -> dict[str, Any]:
-    """What an optimizer keeps with a group of parameters, as far as files hold it."""
-    plain = (bool, int, float, str, Tensor)
-    return {key: value for key, value in group.items() if isinstance(value, plain)}
 
 
 def remove_old(run: Run) -> None:

@@ -78,7 +78,7 @@ def test_a_history_of_an_earlier_version_has_neither_tokens_nor_rates():
 def test_updates_that_overflowed_are_counted():
     history = history_of([5.0], train_losses=[4.0])
     history.add(UpdateRecord(3.0, math.inf, 1e-3, 50, 0.05, 10**9, is_applied=False))
-    assert (history.num_skipped, history.tokens_seen) == (1, 150)
+    assert (history.num_skipped, history.num_tokens) == (1, [100, 50])
     assert "1 skipped" in history.report()
 
 
