@@ -9,7 +9,6 @@ V vocabulary.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -263,31 +262,5 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = was_training
 
 
-@dataclass(frozen=True)
-class ModelSize:
-    """Parameter counts of a model."""
-
-    total: int
-    embedding: int
-    positions: int
-    blocks: int
-
-    @property
-    def training_megabytes(self) -> float:
-        """Weights, gradients and AdamW's two moments in float32: 16 bytes a parameter."""
-        return 16 * self.total / 1e6
-
-    def __str__(self) -> str:
-        return (
-            f"{self.total:,} parameters (embedding and head {self.embedding:,}, positions "
-            f"{self.positions:,}, blocks {self.blocks:,}): {4 * self.total / 1e6:,.0f} MB of "
-            f"weights, {self.training_megabytes:,.0f} MB with gradients and AdamW"
-        )
-
-
-def model_size(model: Transformer) -> ModelSize:
-    """The model's parameters by part; the final norm counts with the blocks."""
-    total = sum(parameter.numel() for parameter in model.parameters())
-    embedding = model.input_embedding.embedding.weight.numel()
-    positions = model.positional_encoding.pe.numel()
-    return ModelSize(total, embedding, positions, blocks=total - embedding - positions)
+def num_parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())

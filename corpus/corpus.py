@@ -31,8 +31,10 @@ class Corpus:
     num_val_bytes: int  # of the text that val_ids[1:] stand for
 
     def __str__(self) -> str:
+        is_here = self.path.is_relative_to(Path.cwd())
+        path = self.path.relative_to(Path.cwd()) if is_here else self.path
         lines = [
-            f"text      {self.path}, {self.why}",
+            f"text      {path}, {self.why}",
             f"{len(self.train_ids):,} tokens to train on, {len(self.val_ids):,} to validate on",
         ]
         num_shared = self.vocabulary.num_shared

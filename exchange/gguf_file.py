@@ -12,7 +12,7 @@ from torch import Tensor
 
 from exchange.bpe_files import vocabulary_and_merges
 from exchange.receipt import Logits, Receipt, compare, gpt2_logits
-from model import Transformer, model_size
+from model import Transformer, num_parameters
 from system.files import as_path, write_durably
 from tokenizer import END_OF_TEXT, END_OF_TEXT_ID
 from weights import Row, gpt2_weights, name_rows
@@ -105,7 +105,7 @@ def add_facts(writer: Any, name: str, config: dict[str, Any], model: Transformer
 
     writer.add_type("model")
     writer.add_name(name)
-    writer.add_size_label(size_label(model_size(model).total, 0, 0, 0))
+    writer.add_size_label(size_label(num_parameters(model), 0, 0, 0))
     for key, ours in SIZES.items():
         writer.add_uint32(f"gpt2.{key}", config[ours])
     writer.add_layer_norm_eps(model.final_norm.eps)

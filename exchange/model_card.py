@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from exchange.receipt import Receipt, prompt_of
-from model import Transformer, model_size
+from model import Transformer, num_parameters
 from reports.history import History
 
 PRIVATE_KEYS = ("data", "output_dir", "resume", "weights_path")  # paths of this machine
@@ -60,7 +60,7 @@ def facts(state: dict[str, Any], model: Transformer) -> dict[str, Any]:
     """What the checkpoint tells about the model; one that holds the weights alone tells less."""
     config = state["config"]
     known = {
-        "parameters": f"{model_size(model).total:,}",
+        "parameters": f"{num_parameters(model):,}",
         "layers": config["num_layers"],
         "width": config["embedding_dim"],
         "attention heads": config["num_heads"],

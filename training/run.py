@@ -12,8 +12,8 @@ from torch import Tensor
 
 from corpus.corpus import Corpus
 from generation.generator import TextGenerator
-from generation.settings import SAMPLE
-from model import model_size
+from generation.settings import SAMPLE, Sampling
+from model import num_parameters
 from reports import plot, terminal
 from reports.history import Evaluation, History, Pace
 from storage import checkpoint
@@ -23,6 +23,7 @@ from system.process import only_warn
 from tokenizer import GPT2Tokenizer
 from training.evaluation import bits_per_byte
 from training.learner import Learner
+from training.optim import OPTIMIZERS
 from training.schedule import learning_rate_at
 
 SAMPLING = {**SAMPLE, "seed": 0}  # samples differ by the model alone
@@ -58,14 +59,22 @@ class Run:
         self._placed: dict[int, Future] = {}
 
     def describe(self) -> str:
+        """What the run consists of, a line for each thing."""
         with torch.device("meta"):
-            full_size = self.tokenizer.encoding.n_vocab
-            size = model_size(checkpoint.build_model(self.config, full_size))
+            model = checkpoint.build_model(self.config, self.tokenizer.encoding.n_vocab)
+        total = num_parameters(model)
+        table = model.input_embedding.embedding.weight.numel()
+        positions = model.positional_encoding.pe.numel()
+        num_moments = OPTIMIZERS[self.config["optimizer"]].num_moments
         batches = self.corpus.batches
         return (
-            f"device    {self.learner.machine}\n{self.corpus}\nmodel     {size}\n"
+            f"device    {self.learner.machine}\n{self.corpus}\n"
+            f"model     {total:,} parameters (embedding and head {table:,}, positions "
+            f"{positions:,}, blocks {total - table - positions:,}): {4e-6 * total:,.0f} MB, "
+            f"{4e-6 * (2 + num_moments) * total:,.0f} MB with gradients and moments\n"
             f"training  {self.num_steps:,} steps, {batches.num_per_epoch:,} an epoch, "
-            f"of {batches.batch_size} windows of {self.config['seq_len']} tokens"
+            f"of {batches.batch_size} windows of {self.config['seq_len']} tokens\n"
+            f"samples   {Sampling(**SAMPLE)}, seed {SAMPLING['seed']}"
         )
 
     # ------------------------------------------------------------ updates
