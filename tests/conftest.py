@@ -128,7 +128,6 @@ def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
             env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
             capture_output=True,
             encoding="utf-8",
-            timeout=120,
         )
 
     return run

@@ -4,7 +4,8 @@ PYTHONPATH=. python tests/kill_loop.py --kills 10000
 
 Torch is imported once; each life of a training is a fork of this process, which itself never
 computes anything. The log of batches is appended to by every life, so it shows what each step read,
-how often it was repeated, and how much work a kill has cost.
+how often it was repeated, and how much work a kill has cost. At last, a process ends ahead of each
+single file operation of a save.
 """
 
 import argparse
@@ -20,23 +21,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # what an optimizer imports late would be imported by every life
+from faulty_disk import counted_operations, newest_step, next_generation
 from tiny_run import CONFIG, fingerprint, prepare, train_quickly, without_plots
 
+from system import files
 from tokenizer import GPT2Tokenizer
 from training.run import Run
 
 LOG_NAME = "batches.log"
 
 
-def log_batches() -> None:
-    """Each update first notes its step and the windows it reads."""
+def get_ready() -> None:
+    """Prepares this process for its forks: each update first notes its step and its windows."""
+    torch.set_num_threads(1)  # before anything is computed, so that a fork can compute
+    GPT2Tokenizer()
+    without_plots()
     update = Run.update
 
     def logged(run: Run) -> None:
         indices = ",".join(map(str, run.corpus.batches.window_indices(run.step)))
-        line = f"{run.step} {indices}\n".encode()
         descriptor = os.open(LOG_NAME, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.write(descriptor, line)
+        os.write(descriptor, f"{run.step} {indices}\n".encode())
         os.close(descriptor)
         update(run)
 
@@ -63,17 +69,14 @@ def fork(life: Callable[[], Any]) -> int:
         os._exit(code)
 
 
-def one_life(deadline: float | None, *, plots: bool) -> bool:
+def resumable_life() -> None:
+    train_quickly(resume=any(Path().glob("model_checkpoint_step_*.pt")))
+
+
+def one_life(deadline: float = 600) -> bool:
     """Whether a life came to its end before it was killed."""
-    is_resumed = any(Path().glob("model_checkpoint_step_*.pt"))
-
-    def life() -> None:
-        if not plots:
-            without_plots()
-        train_quickly(resume=is_resumed)
-
-    child = fork(life)
-    end = time.monotonic() + (deadline if deadline is not None else 600)
+    child = fork(resumable_life)
+    end = time.monotonic() + deadline
     while time.monotonic() < end:
         finished, status = os.waitpid(child, os.WNOHANG)
         if finished:
@@ -106,43 +109,59 @@ def end_of_run() -> dict[str, str]:
     return {path.name: fingerprint(path) for path in paths}
 
 
-def loop(num_kills: int, seed: int, *, plots: bool) -> dict[str, Any]:
+def random_kills(num_kills: int, seed: int) -> dict[str, int]:
     """Kills so many lives; AssertionError at the first run that ends differently."""
     chance, home = random.Random(seed), Path(tempfile.mkdtemp())
     prepare(home / "reference")
     start = time.monotonic()
-    assert one_life(None, plots=plots)
+    assert one_life()
     seconds = time.monotonic() - start
     expected, (batches, _) = end_of_run(), batches_read()
-    kills, runs, lost = 0, 0, 0
+    kills, lost = 0, 0
     while kills < num_kills:
         prepare(home / "killed")
-        longest = 0.7 * seconds
-        while not one_life(chance.uniform(0, longest), plots=plots):
+        longest = 0.5 * seconds
+        while not one_life(chance.uniform(0, longest)):
             kills += 1
             longest *= 1.05  # so that a run ends on a machine that has become slower, too
         found = end_of_run()
         assert found == expected, f"another end after {kills} kills: {found}"
         lost = max(lost, batches_read(batches)[1])
-        runs += 1
         os.chdir(home)
         shutil.rmtree(home / "killed")
     shutil.rmtree(home)
     assert lost <= CONFIG["save_freq"], f"a kill has cost {lost} updates"
-    took = round(time.monotonic() - start)
-    return {"kills": kills, "runs": runs, "most_updates_lost": lost, "seconds": took}
+    return {"kills": kills, "most_updates_lost": lost}
+
+
+def kills_within_a_save() -> dict[str, int]:
+    """The step that is found after an end before each operation of a save of step 2."""
+    found: dict[str, int] = {"old": 0, "new": 0}
+    number, is_finished = 0, False
+    while not is_finished:
+        os.chdir(tempfile.mkdtemp())
+        next_generation(Path(), 1)
+
+        def save(last: int = number) -> None:
+            with counted_operations(lambda n: os._exit(1) if n == last else None):
+                next_generation(Path(), 2)
+
+        is_finished = os.waitpid(fork(save), 0)[1] == 0
+        if not is_finished:
+            found["old" if newest_step(Path()) == 1 else "new"] += 1
+            files.sweep_parts(Path())
+            assert not list(Path().glob(".*part"))
+            number += 1
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--plots", action="store_true")
     options = parser.parse_args()
-    torch.set_num_threads(1)  # before anything is computed, so that a fork can compute
-    GPT2Tokenizer()
-    log_batches()
-    print(json.dumps(loop(options.kills, options.seed, plots=options.plots)))
+    get_ready()
+    print(json.dumps(random_kills(options.kills, options.seed) | kills_within_a_save()))
 
 
 if __name__ == "__main__":

@@ -15,16 +15,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-from kill_loop import LOG_NAME, fork, log_batches, one_life
-from tiny_run import fingerprint, prepare, train_quickly, without_plots
+from kill_loop import LOG_NAME, fork, get_ready, one_life, resumable_life
+from tiny_run import fingerprint, prepare, train_quickly
 
 import train
 from corpus import token_cache
 from generation import generator
 from storage import checkpoint
 from system.process import run_command
-from tokenizer import GPT2Tokenizer
 from training import learner, store
 from training.run import Run
 
@@ -68,55 +66,38 @@ def with_signals(place: str, numbers: list[int]) -> Callable[[], None]:
             return original(*arguments, **options)
 
         setattr(module, name, signalling)
-        without_plots()
         run_command(train_quickly)
 
     return life
-
-
-def resumable() -> None:
-    without_plots()
-    is_resumed = any(Path().glob("model_checkpoint_step_*.pt"))
-    run_command(lambda: train_quickly(resume=is_resumed))
 
 
 def end_of(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def is_repeated() -> bool:
-    """Whether any update was made twice, which a signal must not cost."""
-    steps = [line.split()[0] for line in Path(LOG_NAME).read_text().splitlines()]
-    return len(set(steps)) < len(steps)
-
-
 def report(code: int, expected: str) -> dict[str, Any]:
     """How the life ended, and what became of the run that it belonged to."""
     output = Path("output.log").read_text()
     is_fresh = not any(Path().glob("model_checkpoint_step_*.pt"))
-    if not Path(checkpoint.FINAL_NAME).exists():
-        assert one_life(None, plots=False)
-    is_same = fingerprint(Path(checkpoint.FINAL_NAME)) == expected
+    assert Path(checkpoint.FINAL_NAME).exists() or one_life()
+    steps = [line.split()[0] for line in Path(LOG_NAME).read_text().splitlines()]
     return {
         "code": code,
         "traceback": "Traceback" in output,
-        "repeated": is_repeated() and not is_fresh,
-        "same": is_same,
+        "repeated": len(set(steps)) < len(steps) and not is_fresh,
+        "same": fingerprint(Path(checkpoint.FINAL_NAME)) == expected,
         "empty": any(path.stat().st_size == 0 for path in Path().glob("*.pt")),
         "last_line": output.strip().splitlines()[-1],
     }
 
 
 def main() -> None:
-    torch.set_num_threads(1)
-    GPT2Tokenizer()
-    log_batches()
+    get_ready()
     home, chance = Path(tempfile.mkdtemp()), random.Random(0)
-    for name in ("first imports", "reference"):
-        prepare(home / name)
-        start = time.monotonic()
-        assert one_life(None, plots=False)
-        seconds = time.monotonic() - start
+    prepare(home / "reference")
+    start = time.monotonic()
+    assert one_life()
+    seconds = time.monotonic() - start
     expected = fingerprint(Path(checkpoint.FINAL_NAME))
     every = {f"{name} in {place}": (place, name) for place in PLACES for name in SIGNALS}
     wanted = every if "--all" in sys.argv else {life: every[life] for life in sorted(FEW)}
@@ -127,7 +108,7 @@ def main() -> None:
         ends[life] = report(code, expected)
     for number in range(25 if "--all" in sys.argv else 0):
         prepare(home / f"random {number}")
-        child = fork(resumable)
+        child = fork(lambda: run_command(resumable_life))
         time.sleep(chance.uniform(0.05, 1.2) * seconds)
         os.kill(child, chance.choice([signal.SIGINT, signal.SIGTERM, signal.SIGHUP]))
         ends[f"random {number}"] = report(end_of(child), expected)
