@@ -119,6 +119,7 @@ def take_turns(contestants: Sequence[Contestant], *, num_warm_ups: int = 2) -> l
     context = get_context("spawn")  # fresh processes, as a user's own would be
     pairs = []
     with ExitStack() as stack:
+        previous = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: this process ends them
         for contestant in contestants:
             connection, other_end = context.Pipe()
             process = context.Process(target=serve, args=(contestant, other_end), daemon=True)
@@ -127,6 +128,7 @@ def take_turns(contestants: Sequence[Contestant], *, num_warm_ups: int = 2) -> l
             stack.callback(process.join)
             stack.callback(process.terminate)
             pairs.append((contestant, connection))
+        signal.signal(signal.SIGINT, previous)
         turns = product(range(num_warm_ups + contestants[0].task.steps), pairs)
         for turn, (contestant, connection) in tqdm([*turns], leave=False, disable=None):
             if contestant.failure:
@@ -145,7 +147,7 @@ def take_turns(contestants: Sequence[Contestant], *, num_warm_ups: int = 2) -> l
 
 def serve(contestant: Contestant, connection: Connection) -> None:
     """The contestant's process: asked for a step, it answers with seconds, bytes and failure."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Windows lets none inherit that
     try:
         with redirect_stdout(io.StringIO()):  # some peers greet
             machine = contestant.task.machine()
