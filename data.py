@@ -129,11 +129,6 @@ class Batches:
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
         return self.dataset[self.window_indices(i)]
 
-    def num_windows_before(self, i: int) -> int:
-        """How many windows the batches 0 to i - 1 show together."""
-        epoch, position = divmod(i, self.num_per_epoch)
-        return epoch * len(self.dataset) + position * self.batch_size
-
 
 @lru_cache(maxsize=1)
 def epoch_order(seed: int, epoch: int, num_windows: int) -> np.ndarray:

@@ -16,7 +16,6 @@ from corpus.vocabulary import Vocabulary
 from model import Transformer
 from storage import checkpoint, run_folder
 from system.errors import CheckpointError, ConfigError, DataError
-from system.files import as_path
 from system.machine import Machine, tune_process
 from system.process import log, warn
 from tokenizer import TABLE_SHA256, GPT2Tokenizer
@@ -118,10 +117,9 @@ def random_model(config: dict[str, Any], vocabulary: Vocabulary, machine: Machin
 
 def resumed(wanted: Wanted) -> Start:
     """The newest (True) or the named checkpoint, with the config that it had and what changed."""
-    named = wanted.config["resume"]
-    if isinstance(named, str):
-        path = as_path(named)
-        state = checkpoint.load(path)
+    named = wanted.named_checkpoint
+    if named:
+        path, state = named, checkpoint.load(named)
     else:
         path, state, skipped = run_folder.newest_intact(wanted.folder)
         for reason in skipped:
@@ -132,7 +130,7 @@ def resumed(wanted: Wanted) -> Start:
     check(config)
     reordered = check_changes(path, state["config"], config)
     is_elsewhere = path.absolute().parent != wanted.folder.absolute()
-    is_overtaken = isinstance(named, str) and run_folder.is_overtaken(wanted.folder, state)
+    is_overtaken = named is not None and run_folder.is_overtaken(wanted.folder, state)
     build = partial(restored_model, config, state)
     return Start(config, build, path, state, is_elsewhere or is_overtaken, reordered)
 
@@ -174,18 +172,13 @@ def check_same_order(start: Start, corpus: Corpus) -> None:
             f"windows would be skipped or shown twice ({path}: {start.reordered}): "
             "set it back to resume, or start a new run"
         )
-    check_fingerprint("tokenizer", path, state["tokenizer_sha256"], TABLE_SHA256, CheckpointError)
-    if not start.config["allow_other_text"]:
-        check_fingerprint("text", path, state["text_sha256"], corpus.text_sha256, DataError)
-
-
-def check_fingerprint(kind: str, path: Path, old: str, new: str, error: type[Exception]) -> None:
-    """The error if what the checkpoint was trained with is not what is here now."""
-    if old != new:
-        override = ", or set allow_other_text" if kind == "text" else ""
-        raise error(
-            f"another {kind} ({path} is of {str(old)[:12]}, this is {new[:12]}): "
-            f"put the old one back, or start without --resume{override}"
+    if state["tokenizer_sha256"] != TABLE_SHA256:
+        raise CheckpointError(f"another tokenizer ({path}): start without --resume")
+    old, new = state["text_sha256"], corpus.text_sha256
+    if old != new and not start.config["allow_other_text"]:
+        raise DataError(
+            f"another text ({path} is of {old[:12]}, this is {new[:12]}): put the old one back, "
+            "start without --resume, or set allow_other_text"
         )
 
 

@@ -27,11 +27,17 @@ class Wanted:
         return {**self.script, **self.options}
 
     @property
+    def named_checkpoint(self) -> Path | None:
+        """The file to go on from, None for the newest of the folder, or for a new run."""
+        named = self.config["resume"]
+        return as_path(named) if isinstance(named, str) and not as_path(named).is_dir() else None
+
+    @property
     def folder(self) -> Path:
         """Where the run's files go: beside the checkpoint that it goes on from, unless chosen."""
         named = self.config["resume"]
         if isinstance(named, str) and "output_dir" not in self.chosen:
-            return as_path(named).parent
+            return self.named_checkpoint.parent if self.named_checkpoint else as_path(named)
         return as_path(self.config["output_dir"])
 
     @property

@@ -172,8 +172,6 @@ def test_each_epoch_shows_every_window_once_and_the_rest_in_a_last_batch(num_win
     sizes = [len(batches[i][0]) for i in range(batches.num_per_epoch)]
     assert sizes[:-1] == [batch_size] * (len(sizes) - 1)
     assert sizes[-1] == num_windows - batch_size * (len(sizes) - 1) > 0
-    before = [batches.num_windows_before(i) for i in range(3 * len(sizes) + 1)]
-    assert before == np.cumsum([0, *sizes * 3]).tolist()
 
 
 def test_batch_is_a_function_of_seed_and_number_and_leaves_random_states_alone():

@@ -93,8 +93,9 @@ def stop() -> None:
 
 def test_a_named_checkpoint_goes_on_in_its_own_folder(monkeypatch):
     stop_before(monkeypatch, 5, output_dir="a run")
-    path = train.train({**CONFIG}, {"resume": "a run/model_checkpoint_step_5.pt"})
-    assert path == Path("a run/final_trained_model.pt")
+    for named in ("a run/model_checkpoint_step_5.pt", "a run"):
+        path = train.train(CONFIG, {"resume": named})
+        assert path == Path("a run/final_trained_model.pt")
     assert not list(HERE.glob("*.pt"))
 
 
