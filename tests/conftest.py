@@ -104,19 +104,6 @@ def text_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.fixture
-def trained_in(text_folder: Path, tiny_config: dict[str, Any]) -> Callable[..., Path]:
-    """Trains with changed settings into a folder of its own; returns that folder."""
-
-    def run(name: str, **changed: Any) -> Path:
-        folder = Path(name)
-        path = train.train({**tiny_config, "output_dir": name, **changed})
-        assert path == folder / "final_trained_model.pt"
-        return folder
-
-    return run
-
-
 @pytest.fixture(scope="session")
 def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs `python *arguments` in a folder, as a user would: a process with its own streams."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from kill_loop import LOG_NAME, fork, get_ready, one_life, resumable_life
-from tiny_run import fingerprint, prepare, train_quickly
+from tiny_run import CONFIG, fingerprint, prepare, train_quickly
 
 import train
 from corpus import token_cache
@@ -93,6 +93,7 @@ def report(code: int, expected: str) -> dict[str, Any]:
 
 def main() -> None:
     get_ready()
+    CONFIG["sample_tokens"] = 3  # so that a signal may meet the sampling
     home, chance = Path(tempfile.mkdtemp()), random.Random(0)
     prepare(home / "reference")
     start = time.monotonic()

@@ -34,7 +34,7 @@ CONFIG = {
     "eval_freq": 4,
     "eval_tokens": 40,
     "save_freq": 3,
-    "sample_tokens": 3,
+    "sample_tokens": 0,
     "keep_checkpoints": 2,
     "device": "cpu",
     "precision": "float32",
@@ -50,9 +50,9 @@ def prepare(folder: Path, *, num_chars: int = TEXT_CHARS) -> None:
     os.chdir(folder)
 
 
-def train_quickly(**changes: Any) -> Path:
+def train_quickly(options: dict[str, Any] | None = None, **changes: Any) -> Path:
     """Trains the tiny model in the working folder."""
-    return train.train({**CONFIG, **changes})
+    return train.train({**CONFIG, **changes}, options)
 
 
 def without_plots() -> None:

@@ -1,14 +1,12 @@
 """A run that goes on ends as if it had never stopped; changes are printed or refused."""
 
 import math
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import CONFIG, canonical, fingerprint, prepare, tiny_state, train_quickly
+from tiny_run import canonical, fingerprint, prepare, tiny_state, train_quickly
 
-import train
 from storage import checkpoint, run_folder
 from system.errors import CheckpointError, ConfigError, DataError
 from system.process import Stopped
@@ -72,29 +70,20 @@ def test_half_a_batch_accumulated_twice_goes_on_with_the_same_windows(place, mon
 
 
 def test_a_bare_resume_takes_the_config_that_the_run_had(place, monkeypatch):
-    script = {**CONFIG, "num_epochs": 9}
     given = {"num_epochs": 2, "ffn_hidden_dim": 20, "batch_size": 2}
-    expected = fingerprint(train.train(script, given))
+    expected = fingerprint(train_quickly(given, num_epochs=9))
     prepare(place / "stopped")
-    update = Run.update
-    with monkeypatch.context() as patch:
-        patch.setattr(Run, "update", lambda run: (update(run), run.step == 5 and stop())[0])
-        with pytest.raises(Stopped):
-            train.train(script, given)
-    path = train.train(script, {"resume": True})
+    stop_before(monkeypatch, 5, options=given, num_epochs=9)
+    path = train_quickly({"resume": True}, num_epochs=9)
     config = checkpoint.load(path)["config"]
     assert {key: config[key] for key in given} == given
     assert fingerprint(path) == expected
 
 
-def stop() -> None:
-    raise Stopped(2)
-
-
 def test_a_named_checkpoint_goes_on_in_its_own_folder(monkeypatch):
     stop_before(monkeypatch, 5, output_dir="a run")
     for named in ("a run/model_checkpoint_step_5.pt", "a run"):
-        path = train.train(CONFIG, {"resume": named})
+        path = train_quickly({"resume": named})
         assert path == Path("a run/final_trained_model.pt")
     assert not list(HERE.glob("*.pt"))
 
@@ -130,41 +119,33 @@ def test_what_changed_on_purpose_is_printed_as_old_and_new(capsys, monkeypatch):
     assert rates[5] < 1e-4
 
 
-@pytest.mark.parametrize("change", [{"embedding_dim": 16}, {"num_layers": 2}, {"seq_len": 8}])
-def test_another_architecture_is_refused_with_old_and_new(monkeypatch, change):
-    stop_before(monkeypatch, 5)
-    key, value = next(iter(change.items()))
-    with pytest.raises(CheckpointError, match=f"{key} {CONFIG[key]} -> {value}"):
-        train_quickly(resume=True, **change)
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"batch_size": 4}, "batch_size x grad_accum_steps 6 -> 8"),
-        ({"grad_accum_steps": 1}, "batch_size x grad_accum_steps 6 -> 3"),
-        ({"stride": 8}, "stride 16 -> 8"),
-        ({"seed": 1}, "seed 42 -> 1"),
-        ({"val_fraction": 0.2}, "val_fraction 0.1 -> 0.2"),
-        ({"share_unused_tokens": False}, "share_unused_tokens True -> False"),
-    ],
-)
-def test_what_would_skip_or_repeat_windows_is_refused(monkeypatch, change, said):
+def test_another_architecture_and_what_would_skip_or_repeat_windows_are_refused(monkeypatch):
     stop_before(monkeypatch, 5)
     before = fingerprint(checkpoint.step_path(HERE, 5))
-    with pytest.raises(ConfigError, match=said):
-        train_quickly(resume=True, **change)
+    for key, value, said in (
+        ("embedding_dim", 16, "embedding_dim 8 -> 16"),
+        ("num_layers", 2, "num_layers 1 -> 2"),
+        ("seq_len", 8, "seq_len 16 -> 8"),
+        ("batch_size", 4, "batch_size x grad_accum_steps 6 -> 8"),
+        ("grad_accum_steps", 1, "batch_size x grad_accum_steps 6 -> 3"),
+        ("stride", 8, "stride 16 -> 8"),
+        ("seed", 1, "seed 42 -> 1"),
+        ("val_fraction", 0.2, "val_fraction 0.1 -> 0.2"),
+        ("share_unused_tokens", False, "share_unused_tokens True -> False"),
+    ):
+        with pytest.raises((CheckpointError, ConfigError), match=said):
+            train_quickly(resume=True, **{key: value})
     assert fingerprint(checkpoint.step_path(HERE, 5)) == before
 
 
-@pytest.mark.parametrize("change", [{"num_epochs": 1}, {"batch_size": 64}])
-def test_a_resume_beyond_the_new_end_ends_at_once_with_the_final_files(capsys, change):
+def test_a_resume_beyond_the_new_end_ends_at_once_with_the_final_files(capsys):
     expected = checkpoint.load(train_quickly())
-    Path(checkpoint.FINAL_NAME).unlink()
-    state = checkpoint.load(train_quickly(resume=True, **change))
-    assert "that is the end: raise num_epochs" in capsys.readouterr().out
-    for key in ("model_state_dict", "history", "step"):
-        assert canonical(state[key]) == canonical(expected[key])
+    for change in ({"num_epochs": 1}, {"batch_size": 64}):
+        Path(checkpoint.FINAL_NAME).unlink()
+        state = checkpoint.load(train_quickly(resume=True, **change))
+        assert "that is the end: raise num_epochs" in capsys.readouterr().out
+        for key in ("model_state_dict", "history", "step"):
+            assert canonical(state[key]) == canonical(expected[key])
 
 
 def test_a_shorter_text_ends_a_run_at_once(place, capsys):
@@ -202,29 +183,23 @@ def test_a_float16_run_stopped_before_its_first_real_update_goes_on(monkeypatch)
     stop_before(monkeypatch, 2, precision="float16")
     state = checkpoint.load(checkpoint.step_path(HERE, 2))
     assert (state["optimizer_state_dict"], state["history"]["num_skipped"]) == ({}, 2)
-    assert checkpoint.load(train_quickly(resume=True))["history"]["num_skipped"] >= 2
+    assert len(history_of(train_quickly(resume=True))["train_losses"]) == 18
 
 
 def test_frozen_weights_have_no_moments_and_go_on(place, monkeypatch):
-    build = begin.random_model
+    def frozen(build):
+        def build_frozen(*arguments):
+            model = build(*arguments)
+            model.positional_encoding.pe.requires_grad_(False)
+            return model
 
-    def frozen(*arguments):
-        model = build(*arguments)
-        model.positional_encoding.pe.requires_grad_(False)
-        return model
+        return build_frozen
 
-    restored = begin.restored_model
-    monkeypatch.setattr(begin, "random_model", frozen)
+    for name in ("random_model", "restored_model"):
+        monkeypatch.setattr(begin, name, frozen(getattr(begin, name)))
     expected = fingerprint(train_quickly())
     prepare(place / "stopped")
     stop_before(monkeypatch, 5)
-
-    def frozen_again(*arguments):
-        model = restored(*arguments)
-        model.positional_encoding.pe.requires_grad_(False)
-        return model
-
-    monkeypatch.setattr(begin, "restored_model", frozen_again)
     assert fingerprint(train_quickly(resume=True)) == expected
 
 
@@ -241,15 +216,6 @@ def test_moments_of_another_shape_are_refused(place, monkeypatch):
 # ---------------------------------------------------------------- which file
 
 
-def test_the_step_inside_decides_and_other_names_are_not_read(place, monkeypatch):
-    stop_before(monkeypatch, 7)
-    shutil.copy(checkpoint.step_path(place, 7), place / "model_checkpoint_step_70_backup.pt")
-    shutil.copy(checkpoint.step_path(place, 7), place / "model_checkpoint_step_007.pt")
-    shutil.move(checkpoint.step_path(place, 7), checkpoint.step_path(place, 1))
-    path, state, _ = run_folder.newest_intact(place)
-    assert (path.name, state["step"]) == ("model_checkpoint_step_1.pt", 7)
-
-
 def test_a_damaged_newest_file_never_costs_the_intact_ones(place, monkeypatch, capsys):
     stop_before(monkeypatch, 7)
     newest = checkpoint.step_path(place, 7)
@@ -262,17 +228,9 @@ def test_a_damaged_newest_file_never_costs_the_intact_ones(place, monkeypatch, c
     assert checkpoint.load(path)["step"] == 12
 
 
-def test_resume_without_a_checkpoint_or_with_a_missing_one_is_an_error(place):
-    with pytest.raises(CheckpointError, match="nothing to resume"):
-        train_quickly(resume=True)
+def test_what_is_no_checkpoint_to_resume_is_refused(place):
     with pytest.raises(CheckpointError, match="no checkpoint"):
         train_quickly(resume="none.pt")
-    torch.save({"config": {}}, place / "other.pt")
-    with pytest.raises(CheckpointError, match="lacks model_state_dict"):
-        train_quickly(resume="other.pt")
-
-
-def test_a_final_model_is_no_checkpoint_to_resume():
     train_quickly(num_epochs=1)
     with pytest.raises(CheckpointError, match="lacks optimizer_state_dict"):
         train_quickly(resume=checkpoint.FINAL_NAME)
@@ -303,7 +261,7 @@ def test_a_new_run_says_how_to_continue_the_unfinished_one(place, monkeypatch, c
     train_quickly(num_epochs=1)
     [path] = Path("earlier_runs").glob("*/model_checkpoint_step_5.pt")
     assert f"--resume {path} continues it" in capsys.readouterr().out
-    final = checkpoint.load(train.train(CONFIG, {"resume": str(path)}))["model_state_dict"]
+    final = checkpoint.load(train_quickly({"resume": str(path)}))["model_state_dict"]
     assert canonical(final) == canonical(expected)
     assert path.parent.joinpath(checkpoint.FINAL_NAME).exists()
 
@@ -318,24 +276,6 @@ def test_a_branch_keeps_what_the_run_had_saved_and_the_best_model_before_it(plac
     state = checkpoint.load(path)
     assert best_loss < state["history"]["evaluations"][-1]["loss"] < math.inf
     assert len({checkpoint.load(path)["run_id"] for path in HERE.glob("*.pt")}) == 1
-
-
-def test_a_checkpoint_that_somebody_puts_there_is_never_resumed_nor_deleted(place, monkeypatch):
-    stop_before(monkeypatch, 5)
-    foreign = checkpoint.step_path(place, 99)
-    checkpoint.save(foreign, tiny_state(99, run_id="b" * 32))
-    before = foreign.read_bytes()
-    path, state, _ = run_folder.newest_intact(place)
-    assert (path.name, state["step"]) == ("model_checkpoint_step_5.pt", 5)
-    train_quickly(resume=True, keep_checkpoints=1)
-    assert foreign.read_bytes() == before
-
-
-def test_a_folder_of_other_runs_alone_needs_a_name(place):
-    checkpoint.save(checkpoint.step_path(place, 3), tiny_state(3, run_id="b" * 32))
-    checkpoint.save(checkpoint.step_path(place, 6), tiny_state(6, run_id="c" * 32))
-    with pytest.raises(CheckpointError, match="name the one to go on from with --resume PATH"):
-        train_quickly(resume=True)
 
 
 @pytest.mark.parametrize("is_there", [True, False])
