@@ -38,10 +38,6 @@ def test_a_history_comes_back_from_a_file_bit_for_bit():
     assert History.from_state_dict(torch.load(file, weights_only=True)) == history
 
 
-def test_an_empty_history_comes_back_empty():
-    assert History.from_state_dict(History().state_dict()) == History()
-
-
 @pytest.mark.parametrize(
     ("losses", "best_step", "num_since"),
     [([3.0], 0, 0), ([3, 2, 1], 20, 0), ([3, 1, 2, 2], 10, 2), ([1, 1, 1], 0, 2)],
@@ -52,20 +48,11 @@ def test_the_best_evaluation_is_the_first_of_the_lowest(losses, best_step, num_s
     assert history.num_evaluations_since_best == num_since
 
 
-def test_a_step_is_evaluated_once_it_is_in_the_history():
-    history = history_of([3.0, 2.0])
-    assert [history.is_evaluated(step) for step in (0, 5, 10)] == [True, False, True]
-
-
 def test_a_report_averages_the_training_losses_since_the_evaluation_before():
     history = history_of([5.0, 4.0, 3.0], train_losses=[9.0] * 10 + [2.0] * 5 + [3.0] * 5)
     report = history.report()
     assert "step     20" in report
     assert "train 2.500  val 3.000  ppl 20.1  bits/byte 1.000" in report
-
-
-def test_the_report_at_step_0_has_no_training_loss_yet():
-    assert "val 5.000" in history_of([5.0]).report()
 
 
 def test_a_history_of_an_earlier_version_has_neither_tokens_nor_rates():
@@ -166,10 +153,8 @@ def test_the_perplexity_axis_agrees_with_the_loss_axis(tmp_path, drawn):
     assert {"50", "100"} <= set(labels)  # exp(4) = 55, exp(5) = 148
 
 
-def test_the_plot_can_be_drawn_before_the_first_update(tmp_path):
-    assert plot(tmp_path, history_of([10.8])).startswith(PNG_SIGNATURE)
-
-
-def test_a_loss_of_inf_does_not_stop_the_plot(tmp_path):
-    history = history_of([10.8, math.inf, 3.0], train_losses=[1.0] * 20)
+@pytest.mark.parametrize(("losses", "train_losses"), [([10.8], []), ([10, math.inf], [1.0] * 20)])
+def test_no_update_yet_and_a_loss_of_inf_do_not_stop_the_plot(tmp_path, losses, train_losses):
+    history = history_of(losses, train_losses=train_losses)
+    assert history.report()
     assert plot(tmp_path, history).startswith(PNG_SIGNATURE)

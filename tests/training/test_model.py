@@ -86,62 +86,21 @@ def copy(source: nn.Module, target: nn.Module, *, is_transposed: bool) -> None:
 
 
 def test_logits_equal_those_of_transformers_gpt2():
-    ours = rough(built())
-    theirs = as_transformers_model(ours)
-    with torch.no_grad():
-        expected = theirs(some_tokens()).logits
-        # float32 through two blocks, products summed in another order
-        torch.testing.assert_close(ours(some_tokens()), expected, rtol=1e-4, atol=1e-4)
+    ours = rough(built()).double()
+    theirs = as_transformers_model(ours).double()
+    with torch.no_grad():  # so precise that the erf form of GELU, or eps outside the root, shows
+        torch.testing.assert_close(ours(some_tokens()), theirs(some_tokens()).logits)
 
 
-def test_the_loss_equals_that_of_transformers_gpt2():
-    ours = rough(built())
-    theirs = as_transformers_model(ours)
-    tokens = some_tokens()
-    with torch.no_grad():
-        expected = theirs(tokens, labels=tokens).loss  # it shifts the labels itself
-        loss = NextTokenLoss(ours)(tokens[:, :-1], tokens[:, 1:])
-    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)  # float32, as above
-
-
-@pytest.mark.parametrize("last", range(T - 1))
-def test_future_tokens_do_not_change_past_logits(last):
+def test_future_tokens_do_not_change_past_logits():
     model, tokens = rough(built()), some_tokens()
-    changed = tokens.clone()
-    changed[:, last + 1 :] = (changed[:, last + 1 :] + 1) % V
-    with torch.no_grad():
-        before, after = model(tokens), model(changed)
-    assert torch.equal(before[:, : last + 1], after[:, : last + 1])  # the very same sums
-    assert not torch.equal(before[:, last + 1 :], after[:, last + 1 :])
-
-
-def test_the_order_of_past_tokens_matters():
-    model, tokens = rough(built()), some_tokens()
-    swapped = tokens[:, [1, 0, *range(2, T)]]
-    with torch.no_grad():
-        assert not torch.allclose(model(tokens)[:, -1], model(swapped)[:, -1])
-
-
-def test_layer_normalization_has_eps_inside_the_root():
-    norm = LayerNormalization(5)
-    x = torch.randn(B, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 1e-3
-    variance = x.var(dim=-1, correction=0, keepdim=True)
-    expected = (x - x.mean(dim=-1, keepdim=True)) / (variance + 1e-5).sqrt()
-    torch.testing.assert_close(norm.double()(x), expected)
-    assert norm.weight.shape == norm.bias.shape == (5,)
-
-
-def test_feed_forward_uses_gelu_in_its_tanh_form():
-    network = FeedForwardNetwork(1, 1, 0.0)
-    for layer in (network.expand, network.contract):
-        nn.init.ones_(layer.weight)
-        nn.init.zeros_(layer.bias)
-    x = torch.linspace(-4, 4, 33)[:, None]
-    expected = 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-    erf_form = 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))
-    result = network(x).detach()
-    torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-6)  # float32 tanh
-    assert (result - erf_form).abs().max() > 1e-4
+    for last in range(T - 1):
+        changed = tokens.clone()
+        changed[:, last + 1 :] = (changed[:, last + 1 :] + 1) % V
+        with torch.no_grad():
+            before, after = model(tokens), model(changed)
+        assert torch.equal(before[:, : last + 1], after[:, : last + 1])  # the very same sums
+        assert not torch.equal(before[:, last + 1 :], after[:, last + 1 :])
 
 
 def test_dropout_acts_in_training_only():
@@ -187,22 +146,6 @@ def test_the_head_is_the_embedding_in_one_parameter_and_one_key():
     assert len(list(model.parameters())) == len(model.state_dict())
 
 
-def test_the_embedding_has_its_gradient_from_both_ends():
-    model, tokens = rough(built()), some_tokens()
-    targets = (tokens + 1) % V
-    weight = model.input_embedding.embedding.weight
-    nn.functional.cross_entropy(model(tokens).flatten(0, 1), targets.flatten()).backward()
-    tied = weight.grad.clone()
-
-    weight.grad = None
-    head = weight.detach().clone().requires_grad_()
-    logits = model.hidden_states(tokens) @ head.T
-    nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten()).backward()
-    assert weight.grad.abs().max() > 0
-    # float32: the two parts are added in another order
-    torch.testing.assert_close(tied, weight.grad + head.grad, rtol=1e-4, atol=1e-6)
-
-
 def test_initialisation_is_gpt2s():
     num_layers = 8
     model = built(
@@ -237,13 +180,6 @@ def test_names_and_signatures_are_the_contracts():
         FeedForwardNetwork.__name__,
         LayerNormalization.__name__,
     } <= kinds
-
-
-def test_each_position_adds_its_own_vector():
-    encoding = PositionalEncoding(T, 4, 0.0)
-    nn.init.normal_(encoding.pe)
-    x = torch.zeros(B, 2, 4)
-    assert torch.equal(encoding(x, slice(3, 5))[0], encoding.pe[3:5])
 
 
 def test_the_context_is_the_longest_input():

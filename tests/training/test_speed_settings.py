@@ -5,11 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 import train
 from system import machine
-from system.machine import Machine
 from training.begin import begin
 from training.wanted import wanted
 
@@ -53,14 +51,6 @@ def test_a_containers_quota_counts_as_cores(tmp_path, monkeypatch, quota, expect
     assert machine.num_cores() == 1
 
 
-def test_products_that_stay_in_float32_use_tf32_on_cuda(monkeypatch):
-    chosen = []
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch, "set_float32_matmul_precision", chosen.append)
-    machine.tune_process()
-    assert chosen == ["high"]
-
-
 # ---------------------------------------------------------------- the compiler
 
 
@@ -78,18 +68,6 @@ def test_a_machine_without_a_compiler_says_so_and_goes_on(tmp_path, run_python):
     (shape,) = result.stdout.splitlines()
     assert "warning: not compiled" in result.stderr
     assert shape == "torch.Size([1, 2])"
-
-
-@pytest.mark.parametrize(
-    ("wanted", "device", "is_compiled"),
-    [("auto", "cpu", 0), ("off", "cpu", 0), ("on", "cpu", 1), ("auto", "cuda", 1)],
-)
-def test_auto_compiles_for_cuda_only(monkeypatch, wanted, device, is_compiled):
-    monkeypatch.setattr(torch, "compile", lambda function: nn.Sequential())
-    monkeypatch.setattr(nn.Sequential, "forward", lambda self, x: x)
-    monkeypatch.setattr(torch, "zeros", lambda size, device: None)
-    machine = Machine(torch.device(device), torch.float32, ("", ""))
-    assert (type(machine.compiled(nn.Linear(1, 1), wanted)) is nn.Sequential) == is_compiled
 
 
 # ---------------------------------------------------------------- the same results

@@ -1,5 +1,7 @@
 """What a run is asked for: options beside the dict, and what a resume takes from either."""
 
+import re
+
 import pytest
 
 import train
@@ -12,29 +14,19 @@ def overridden(*arguments):
     return options_from(arguments, train.config)
 
 
-def message_of(config):
-    with pytest.raises(ConfigError) as caught:
-        check(config)
-    return str(caught.value)
-
-
 @pytest.mark.parametrize(
     ("arguments", "changes"),
     [
         ("", {}),
         ("--batch_size 16", {"batch_size": 16}),
         ("--batch-size=16", {"batch_size": 16}),
-        ("--seed 7 --seed 8", {"seed": 8}),
         ("--learning_rate 1e-3 --dropout=0", {"learning_rate": 1e-3, "dropout": 0}),
-        ("--max_grad_norm 2.5 --weight_decay 0.01", {"max_grad_norm": 2.5, "weight_decay": 0.01}),
-        ("--replace_invalid_utf8 true", {"replace_invalid_utf8": True}),
         ("--share-unused-tokens=False", {"share_unused_tokens": False}),
         ("--lr_schedule cosine --device cuda:1", {"lr_schedule": "cosine", "device": "cuda:1"}),
         ("--sample_prompt=--a=b", {"sample_prompt": "--a=b"}),
         ("--output_dir 12", {"output_dir": "12"}),
         ("--use_pretrained", {"use_pretrained": True}),
         ("--resume", {"resume": True}),
-        ("--resume --seed 1", {"resume": True, "seed": 1}),
         ("--resume=false", {"resume": False}),
         ("--resume a/model_checkpoint_step_5.pt", {"resume": "a/model_checkpoint_step_5.pt"}),
     ],
@@ -54,10 +46,10 @@ def test_how_an_option_is_read_does_not_depend_on_the_value_in_the_dict():
     assert options_from(["--resume", "false"], {**train.config, "resume": "a"}) == {"resume": False}
 
 
-@pytest.mark.parametrize("key", KEYS)
-def test_every_key_can_be_set_in_both_spellings(key):
-    for flag in (f"--{key}", f"--{key.replace('_', '-')}"):
-        assert overridden(f"{flag}={DEFAULTS[key]}") == {key: DEFAULTS[key]}
+def test_every_key_can_be_set_in_both_spellings():
+    for key, value in DEFAULTS.items():
+        for flag in (f"--{key}", f"--{key.replace('_', '-')}"):
+            assert overridden(f"{flag}={value}") == {key: value}
 
 
 @pytest.mark.parametrize(
@@ -66,7 +58,8 @@ def test_every_key_can_be_set_in_both_spellings(key):
 )  # fmt: skip
 def test_wrong_value_on_the_command_line_is_named(option):
     key = option[2:].split("=")[0]
-    assert message_of(overridden(option)).endswith(f" is not {KEYS[key].rule.wants}")
+    with pytest.raises(ConfigError, match=re.escape(f" is not {KEYS[key].rule.wants}")):
+        check(overridden(option))
 
 
 @pytest.mark.parametrize(
@@ -100,11 +93,6 @@ def test_an_option_without_effect_is_named(options, useless):
     with pytest.raises(ConfigError, match=f"{useless} has no effect"):
         wanted(train.config, options)
     wanted({**train.config, **options}, {})  # in the dict it may wait for its turn
-
-
-def test_option_without_its_value_is_named():
-    with pytest.raises(ConfigError, match=r"--batch_size.*expected one argument.*--help"):
-        overridden("--batch_size")
 
 
 def test_help_lists_each_key_with_its_remark_and_the_value_of_the_dict(monkeypatch, capsys):
