@@ -11,11 +11,9 @@ import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from exchange.gguf_file import FILE_TYPES, export_gguf
 from exchange.huggingface import export_huggingface
-from model import Transformer
 from storage import checkpoint
 from system.command_line import Parser
 from system.errors import ExportError
@@ -24,14 +22,6 @@ from system.process import StopSignals, run_command
 from tokenizer import END_OF_TEXT_ID
 
 PACKAGES = {"hf": "safetensors", "gguf": "gguf"}
-
-
-def check_target(path: Path, *, is_folder: bool) -> None:
-    """ExportError if something is there already; an empty folder may be filled."""
-    is_fillable = is_folder and path.is_dir() and not any(path.iterdir())
-    if path.exists() and not is_fillable:
-        raise ExportError(f"there is something already ({path}): remove it, or choose another name")
-    check_writable(path.parent)
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -47,26 +37,22 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def load_exportable(path: Path) -> tuple[dict[str, Any], Transformer]:
-    """(state, model) of a checkpoint; ExportError unless its vocabulary is GPT-2's."""
-    state = checkpoint.load(path)
-    num_tokens = len(state["model_state_dict"][checkpoint.EMBEDDING])
-    if num_tokens != END_OF_TEXT_ID + 1:
-        raise ExportError(
-            f"not GPT-2's vocabulary ({path} has {num_tokens:,} tokens): cannot export"
-        )
-    return state, checkpoint.model_from(state).float()
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     package, path = PACKAGES[options.to], options.path.resolve()
     if find_spec(package) is None:
         raise ExportError(f"a package is missing ({package}): pip install {package}")
-    check_target(path, is_folder=options.to == "hf")
+    is_empty_folder = options.to == "hf" and path.is_dir() and not any(path.iterdir())
+    if path.exists() and not is_empty_folder:
+        raise ExportError(f"there is something already ({path}): remove it, or choose another name")
+    check_writable(path.parent)
     sweep_parts(path.parent)
     with StopSignals():
-        state, model = load_exportable(options.checkpoint)
+        state = checkpoint.load(options.checkpoint)
+        num_tokens = len(state["model_state_dict"][checkpoint.EMBEDDING])
+        if num_tokens != END_OF_TEXT_ID + 1:
+            raise ExportError(f"not GPT-2's vocabulary ({num_tokens:,} tokens): cannot export")
+        model = checkpoint.model_from(state).float()
         if options.to == "hf":
             receipt = export_huggingface(path, state, model)
         else:

@@ -3,7 +3,7 @@
 GPT-2 stores the weight of a linear layer as (in, out), torch.nn.Linear as (out, in).
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +19,10 @@ class Row(NamedTuple):
     huggingface: str
     ours: str
     is_transposed: bool = False
+
+    def turned(self, weight: Tensor) -> Tensor:
+        """The weight as the other side lays it."""
+        return weight.T if self.is_transposed else weight
 
 
 MODEL_ROWS = (
@@ -41,6 +45,13 @@ BLOCK_ROWS = (
     Row("mlp.c_proj.w", "mlp.c_proj.weight", "feed_forward.contract.weight", True),
     Row("mlp.c_proj.b", "mlp.c_proj.bias", "feed_forward.contract.bias"),
 )
+SETTINGS = {  # GPT-2's names of the sizes in our config
+    "seq_len": "n_ctx",
+    "embedding_dim": "n_embd",
+    "num_layers": "n_layer",
+    "num_heads": "n_head",
+    "ffn_hidden_dim": "n_inner",
+}
 CHUNK_NUMBERS = 1 << 22  # copied at a time: 16 MB of float32
 MAX_SHOWN = 3  # names in a message
 
@@ -57,20 +68,15 @@ def name_rows(num_layers: int) -> list[Row]:
 
 def architecture_from(settings: dict[str, int]) -> dict[str, int]:
     """GPT-2's settings under the names of our config; `n_inner` is 4 n_embd where it is unset."""
-    return {
-        "seq_len": settings["n_ctx"],
-        "embedding_dim": settings["n_embd"],
-        "num_layers": settings["n_layer"],
-        "num_heads": settings["n_head"],
-        "ffn_hidden_dim": settings.get("n_inner", 4 * settings["n_embd"]),
-    }
+    settings = {"n_inner": 4 * settings["n_embd"], **settings}
+    return {ours: settings[gpt2] for ours, gpt2 in SETTINGS.items()}
 
 
 def gpt2_weights(model: nn.Module) -> dict[Row, Tensor]:
     """Views of the model's weights as GPT-2 lays them; WeightsError names what is not GPT-2's."""
     rows, ours = name_rows(len(model.blocks)), model.state_dict()
-    check_names({row.ours for row in rows}, ours.keys(), "the model")
-    return {row: ours[row.ours].T if row.is_transposed else ours[row.ours] for row in rows}
+    check_names((row.ours for row in rows), ours, "the model")
+    return {row: row.turned(ours[row.ours]) for row in rows}
 
 
 def huggingface_weights(model: nn.Module) -> dict[str, Tensor]:
@@ -86,7 +92,7 @@ def load_weights_into_gpt(model: nn.Module, params: dict[str, Any]) -> None:
     """
     targets = {row.gpt2: weight for row, weight in gpt2_weights(model).items()}
     theirs = dict(_flat(params))
-    check_names(targets.keys(), theirs.keys(), "the params")
+    check_names(targets, theirs, "the params")
     theirs["wpe"] = theirs["wpe"][: len(targets["wpe"])]  # a shorter model keeps the first ones
     misfits = [
         f"{name} is {tuple(theirs[name].shape)}, not {tuple(target.shape)}"
@@ -96,25 +102,20 @@ def load_weights_into_gpt(model: nn.Module, params: dict[str, Any]) -> None:
     if misfits:
         raise WeightsError(f"weights do not fit the model ({listed(misfits)}): check its sizes")
     for name, target in targets.items():
-        _copy(theirs[name], target)
+        step = max(1, CHUNK_NUMBERS * len(target) // target.numel())
+        for start in range(0, len(target), step):  # the source need not be in memory as a whole
+            rows = slice(start, start + step)
+            target[rows].copy_(torch.tensor(theirs[name][rows]))
 
 
-def _copy(source: Any, target: Tensor) -> None:
-    """Copies a few megabytes at a time, so that the source never has to be in memory as a whole."""
-    step = max(1, CHUNK_NUMBERS * len(target) // target.numel())
-    for start in range(0, len(target), step):
-        rows = slice(start, start + step)
-        target[rows].copy_(torch.tensor(source[rows]))
-
-
-def check_names(expected: Collection[str], given: Collection[str], where: str) -> None:
+def check_names(expected: Iterable[str], given: Iterable[str], where: str) -> None:
     """WeightsError with what is missing and what is unknown."""
-    missing, unknown = sorted(set(expected) - set(given)), sorted(set(given) - set(expected))
-    if missing or unknown:
-        differing = {"missing": missing, "unknown": unknown}
-        shown = [f"{kind} {listed(names)}" for kind, names in differing.items() if names]
+    expected, given = set(expected), set(given)
+    differing = {"missing": sorted(expected - given), "unknown": sorted(given - expected)}
+    shown = "; ".join(f"{kind} {listed(names)}" for kind, names in differing.items() if names)
+    if shown:
         raise WeightsError(
-            f"not the weights of a GPT-2 ({where}: {'; '.join(shown)}): "
+            f"not the weights of a GPT-2 ({where}: {shown}): "
             "no other architecture is read or exported"
         )
 
@@ -135,13 +136,12 @@ def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def nested(flat: dict[str, Any]) -> dict[str, Any]:
-    """The inverse of _flat, for the names of a model's rows."""
-    num_blocks = len({path.split(".")[1] for path in flat if path.startswith("blocks.")})
-    tree: dict[str, Any] = {"blocks": [{} for _ in range(num_blocks)]}
+    """The inverse of _flat, for the names of a model's rows in their order."""
+    tree: dict[str, Any] = {}
     for path, leaf in flat.items():
         *folders, name = path.split(".")
-        node = tree["blocks"][int(folders[1])] if folders else tree
-        for folder in folders[2:]:
+        node = tree
+        for folder in folders:
             node = node.setdefault(folder, {})
         node[name] = leaf
-    return tree
+    return {**tree, "blocks": list(tree["blocks"].values())}

@@ -9,39 +9,31 @@ from tokenizer import END_OF_TEXT, END_OF_TEXT_ID, GPT2Tokenizer
 
 @cache
 def vocabulary_and_merges() -> tuple[dict[str, int], list[str]]:
-    """What OpenAI's encoder.json holds, and the lines of vocab.bpe below its first."""
-    letters, tokenizer = byte_letters(), GPT2Tokenizer()
-    tokens = [tokenizer.encoding.decode_single_token_bytes(i) for i in range(END_OF_TEXT_ID)]
-    ranks = {token: rank for rank, token in enumerate(tokens)}
+    """What OpenAI's encoder.json holds, and the lines of vocab.bpe below its first.
 
-    def spelt(token: bytes) -> str:
-        return "".join(letters[byte] for byte in token)
-
-    vocabulary = {spelt(token): rank for token, rank in ranks.items()}
-    longer = [token for token in tokens if len(token) > 1]
-    merges = [" ".join(map(spelt, merged_parts(token, ranks))) for token in longer]
+    The letter of a byte is its own in Latin-1 where that is visible, else one from U+0100 on.
+    """
+    visible, others = {*range(33, 127), *range(161, 173), *range(174, 256)}, count(256)
+    letters = [chr(byte if byte in visible else next(others)) for byte in range(256)]
+    encoding = GPT2Tokenizer().encoding
+    ranks = {encoding.decode_single_token_bytes(i): i for i in range(END_OF_TEXT_ID)}
+    spelt = {token: "".join(letters[byte] for byte in token) for token in ranks}
+    longer = (token for token in ranks if len(token) > 1)
+    merges = [" ".join(spelt[part] for part in merged_parts(token, ranks)) for token in longer]
+    vocabulary = {spelt[token]: rank for token, rank in ranks.items()}
     return vocabulary | {END_OF_TEXT: END_OF_TEXT_ID}, merges
 
 
 def fast_tokenizer(vocabulary: dict[str, int], merges: list[str]) -> dict[str, Any]:
     """The content of tokenizer.json, which Hugging Face's `tokenizers` reads."""
-    special = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     by_bytes = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     return {
         "version": "1.0",
-        "added_tokens": [
-            {"id": END_OF_TEXT_ID, "content": END_OF_TEXT, "special": True, **special}
-        ],
+        "added_tokens": [{"id": END_OF_TEXT_ID, "content": END_OF_TEXT, "special": True, **flags}],
         **dict.fromkeys(("pre_tokenizer", "post_processor", "decoder"), by_bytes),
         "model": {"type": "BPE", "vocab": vocabulary, "merges": merges},
     }
-
-
-def byte_letters() -> list[str]:
-    """The letter of each byte: its own in Latin-1 where that is visible, else from U+0100 on."""
-    visible = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    others = count(256)
-    return [chr(byte if byte in visible else next(others)) for byte in range(256)]
 
 
 def merged_parts(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from exchange.bpe_files import vocabulary_and_merges
-from exchange.receipt import Logits, Receipt, compare, gpt2_logits
+from exchange.receipt import Logits, compare, gpt2_logits
 from model import Transformer, num_parameters
 from system.files import as_path, write_durably
-from tokenizer import END_OF_TEXT, END_OF_TEXT_ID
+from tokenizer import END_OF_TEXT_ID
 from weights import Row, gpt2_weights, name_rows
 
 FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0"}
@@ -29,13 +29,12 @@ SIZES = {  # keys of our config by GGUF's, which begin with `gpt2.`
 
 def export_gguf(
     path: str | Path, config: dict[str, Any], model: Transformer, type_name: str
-) -> Receipt:
-    """Writes the model, of the config's sizes, with its matrices as f32, f16 or q8_0.
+) -> str:
+    """Writes the model, with its matrices as f32, f16 or q8_0, and returns the receipt.
 
     The file gets its name when it is compared and on the disk.
     """
-    path, rows, weights = as_path(path), gpt2_weights(model), model.state_dict()
-    names, receipts = tensor_names(config["num_layers"]), []
+    path, weights, receipts = as_path(path), gpt2_weights(model), []
 
     def write(file: BinaryIO) -> None:
         import gguf
@@ -45,12 +44,12 @@ def export_gguf(
             add_tokenizer(writer)
             writer.add_file_type(gguf.LlamaFileType[FILE_TYPES[type_name]])
             writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-            for row in rows:
-                weight = weights[row.ours]
+            for name, row in rows_by_name(config["num_layers"]).items():
+                weight = row.turned(weights[row])  # no matrix is transposed in GGUF
                 kind = gguf.GGMLQuantizationType[stored_type(row.ours, weight, type_name)]
                 with np.errstate(all="ignore"):  # the receipt tells what a type cannot hold
                     data = gguf.quants.quantize(weight.numpy(), kind)
-                writer.add_tensor(names[row], data, raw_dtype=kind)
+                writer.add_tensor(name, data, raw_dtype=kind)
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_tensors_to_file()
@@ -68,24 +67,21 @@ def read_back(path: Path) -> tuple[str, Logits]:
 
     reader = gguf.GGUFReader(path)
     size = {ours: reader.get_field(f"gpt2.{key}").contents() for key, ours in SIZES.items()}
-    stored = {tensor.name: tensor for tensor in reader.tensors}
-    weights = {}
-    for row, name in tensor_names(size["num_layers"]).items():
-        numbers = gguf.quants.dequantize(stored[name].data, stored[name].tensor_type)
-        weight = torch.tensor(numbers)
-        weights[row.huggingface] = weight.T if row.is_transposed else weight
+    rows, weights = rows_by_name(size["num_layers"]), {}
+    for tensor in reader.tensors:
+        numbers = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        row = rows[tensor.name]
+        weights[row.huggingface] = row.turned(torch.tensor(numbers))
     return f"gguf {version('gguf')}", partial(gpt2_logits, weights, size["num_heads"])
 
 
-def tensor_names(num_layers: int) -> dict[Row, str]:
-    """Names in a GGUF file, from the package's own table; there no matrix is transposed."""
+def rows_by_name(num_layers: int) -> dict[str, Row]:
+    """The table by the names in a GGUF file, which the package knows."""
     import gguf
 
-    table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPT2, num_layers)
-    return {
-        row: table.get_name(row.huggingface, try_suffixes=(".weight", ".bias"))
-        for row in name_rows(num_layers)
-    }
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPT2, num_layers)
+    suffixes = (".weight", ".bias")
+    return {names.get_name(row.huggingface, suffixes): row for row in name_rows(num_layers)}
 
 
 def stored_type(name: str, weight: Tensor, wanted: str) -> str:
@@ -119,9 +115,7 @@ def add_tokenizer(writer: Any) -> None:
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(list(vocabulary))
-    writer.add_token_types(
-        [TokenType.CONTROL if token == END_OF_TEXT else TokenType.NORMAL for token in vocabulary]
-    )
+    writer.add_token_types([TokenType.NORMAL] * END_OF_TEXT_ID + [TokenType.CONTROL])
     writer.add_token_merges(merges)
     writer.add_bos_token_id(END_OF_TEXT_ID)
     writer.add_eos_token_id(END_OF_TEXT_ID)

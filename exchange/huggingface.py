@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -14,12 +14,12 @@ import numpy as np
 
 from exchange.bpe_files import fast_tokenizer, vocabulary_and_merges
 from exchange.model_card import model_card
-from exchange.receipt import Logits, Receipt, compare, gpt2_logits
+from exchange.receipt import Logits, compare, gpt2_logits
 from model import Transformer
 from system.errors import WeightsError
 from system.files import as_path, whole_folder
 from tokenizer import END_OF_TEXT, END_OF_TEXT_ID
-from weights import check_names, huggingface_weights, name_rows, nested
+from weights import SETTINGS, check_names, huggingface_weights, name_rows, nested
 
 SAME = {  # what config.json must say, where it says anything, for the mathematics to be GPT-2's
     "model_type": "gpt2",
@@ -45,9 +45,6 @@ KINDS = {  # what a file is by its first bytes, and what to do
 END_IDS = {"bos_token_id": END_OF_TEXT_ID, "eos_token_id": END_OF_TEXT_ID}
 
 
-# ---------------------------------------------------------------- reading
-
-
 def read_safetensors(path: str | Path) -> tuple[dict[str, int], dict[str, Any]]:
     """(settings, params) of a Hugging Face folder or of one .safetensors file.
 
@@ -55,15 +52,15 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, int], dict[str, Any]]:
     WeightsError says what is wrong, or what else the file is.
     """
     path = as_path(path)
-    files = weight_files(path)
+    stored = stored_tensors(weight_files(path))
     config = read_config((path if path.is_dir() else path.parent) / "config.json")
-    stored = stored_tensors(files)
     num_layers = len({match[1] for name in stored if (match := re.match(r"h\.(\d+)\.", name))})
     rows = name_rows(max(num_layers, 1))
-    head = stored.pop("lm_head.weight", None)  # the only one where a tied model was saved plainly
-    table = stored.setdefault("wte.weight", head) if head else stored.get("wte.weight")
-    check_names([row.huggingface for row in rows], stored, str(path))
-    if head not in (None, table) and not np.array_equal(head, table):
+    head = stored.pop("lm_head.weight", None)
+    if head:  # the only table where a tied model was saved plainly
+        stored.setdefault("wte.weight", head)
+    check_names((row.huggingface for row in rows), stored, str(path))
+    if head and not np.array_equal(head[:], stored["wte.weight"][:]):
         raise WeightsError(f"the head is not tied to the embedding ({path}): not a GPT-2")
     shapes = [stored[name].shape for name in ("wte.weight", "wpe.weight", "h.0.mlp.c_fc.weight")]
     if any(len(shape) != 2 or 0 in shape for shape in shapes):
@@ -71,23 +68,21 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, int], dict[str, Any]]:
     (n_vocab, n_embd), (n_ctx, _), (_, n_inner) = shapes
     n_head = config.get("n_head", n_embd // 64)  # GPT-2's own heads have size 64
     if n_head < 1 or n_embd % n_head:
-        raise WeightsError(
-            f"n_embd={n_embd} in {n_head} heads ({path}): state n_head in config.json"
-        )
+        raise WeightsError(f"n_embd={n_embd} in {n_head} heads ({path}): set n_head in config.json")
     sizes = {"n_vocab": n_vocab, "n_ctx": n_ctx, "n_embd": n_embd, "n_inner": n_inner}
-    params = nested({row.gpt2: stored[row.huggingface] for row in rows})
-    return {**sizes, "n_head": n_head, "n_layer": num_layers}, params
+    settings = {**sizes, "n_head": n_head, "n_layer": num_layers}
+    return settings, nested({row.gpt2: stored[row.huggingface] for row in rows})
 
 
 def weight_files(path: Path) -> list[Path]:
     """What holds the weights of a folder, by its index if it has one; or the file `path` itself."""
-    whole, index = path / "model.safetensors", path / "model.safetensors.index.json"
-    if not path.is_dir() or whole.exists():
-        return [whole if path.is_dir() else path]
-    if index.exists():
+    if not path.is_dir():
+        return [path]
+    index = path / "model.safetensors.index.json"
+    if index.exists() and not (path / "model.safetensors").exists():
         text = index.read_text(encoding="utf-8", errors="replace")
         return [path / name for name in sorted({*re.findall(r'"([^"/\\]+\.safetensors)"', text)})]
-    for pattern in ("*.safetensors", "*.bin", "*.pt"):
+    for pattern in ("model.safetensors", "*.safetensors", "*.bin", "*.pt"):
         if files := sorted(path.glob(pattern)):
             return files
     raise WeightsError(f"no .safetensors file ({path}): give one, or the folder that has it")
@@ -115,7 +110,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a .safetensors file: looks like an array, is read when sliced or converted.
+    """A tensor in a .safetensors file: looks like an array, is read when sliced.
 
     Each slice maps the file anew, because the pages of an open mapping count as memory in use.
     """
@@ -124,24 +119,14 @@ class StoredTensor:
     name: str
     shape: tuple[int, ...]
 
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def first(self, num_rows: int) -> "StoredTensor":
-        """Without the rows from `num_rows` on."""
-        return replace(self, shape=(num_rows, *self.shape[1:]))
-
     def __getitem__(self, rows: slice) -> np.ndarray:
         from safetensors import safe_open
 
         with safe_open(self.path, framework="pt") as opened:
-            numbers = opened.get_slice(self.name)[slice(*rows.indices(len(self)))].float()
+            numbers = opened.get_slice(self.name)[slice(*rows.indices(self.shape[0]))].float()
         if not numbers.isfinite().all():
             raise WeightsError(f"a weight is not finite ({self.path}: {self.name}): copy it again")
         return numbers.numpy()
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.array(self[:], dtype=dtype)
 
 
 def stored_tensors(files: list[Path]) -> dict[str, StoredTensor]:
@@ -165,8 +150,7 @@ def tensors_in(path: Path) -> Iterator[StoredTensor]:
     try:
         with safe_open(path, framework="pt") as opened:
             for name in opened.keys():  # noqa: SIM118
-                shape = opened.get_slice(name).get_shape()
-                yield StoredTensor(path, name, tuple(shape))
+                yield StoredTensor(path, name, tuple(opened.get_slice(name).get_shape()))
     except FileNotFoundError as error:
         raise WeightsError(f"no such file ({path}): check the path, or copy it there") from error
     except SafetensorError as error:
@@ -177,11 +161,8 @@ def tensors_in(path: Path) -> Iterator[StoredTensor]:
         raise WeightsError(f"not a safetensors file ({path}: {kind}): {advice}") from error
 
 
-# ---------------------------------------------------------------- writing
-
-
-def export_huggingface(folder: str | Path, state: dict[str, Any], model: Transformer) -> Receipt:
-    """Writes the folder, which gets its name when all of it is compared and on the disk."""
+def export_huggingface(folder: str | Path, state: dict[str, Any], model: Transformer) -> str:
+    """The receipt of the folder, which gets its name when all is compared and on the disk."""
     from safetensors.torch import save_file
 
     folder, config, weights = as_path(folder), state["config"], huggingface_weights(model)
@@ -192,8 +173,8 @@ def export_huggingface(folder: str | Path, state: dict[str, Any], model: Transfo
         for name, text in small_files(config).items():
             (part / name).write_text(text, encoding="utf-8")
         receipt = compare(model, config, "f32", partial(read_back, part, config))
-        card = model_card(folder.name, state, model, receipt)
-        (part / "README.md").write_text(card, encoding="utf-8")
+        text = model_card(folder.name, state, model, receipt)
+        (part / "README.md").write_text(text, encoding="utf-8")
     return receipt
 
 
@@ -205,11 +186,7 @@ def small_files(config: dict[str, Any]) -> dict[str, str]:
         **SAME,
         "vocab_size": len(vocabulary),
         "n_positions": config["seq_len"],
-        "n_ctx": config["seq_len"],
-        "n_embd": config["embedding_dim"],
-        "n_layer": config["num_layers"],
-        "n_head": config["num_heads"],
-        "n_inner": config["ffn_hidden_dim"],
+        **{gpt2: config[ours] for ours, gpt2 in SETTINGS.items()},
         **dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), config["dropout"]),
         **END_IDS,
     }

@@ -3,7 +3,6 @@
 import json
 from typing import Any
 
-from exchange.receipt import Receipt, prompt_of
 from model import Transformer, num_parameters
 from reports.history import History
 
@@ -42,24 +41,10 @@ mlx-lm and CTranslate2 read this folder too, llama.cpp converts it: give none a 
 """
 
 
-def model_card(name: str, state: dict[str, Any], model: Transformer, receipt: Receipt) -> str:
+def model_card(name: str, state: dict[str, Any], model: Transformer, receipt: str) -> str:
+    """Says what the checkpoint tells; one that holds the weights alone tells less."""
     config = state["config"]
-    shown = {key: value for key, value in config.items() if key not in PRIVATE_KEYS}
-    return CARD.format(
-        name=name,
-        facts="\n".join(f"| {key} | {value} |" for key, value in facts(state, model).items()),
-        receipt=receipt,
-        prompt=prompt_of(config),
-        num_tokens=min(100, config["seq_len"] // 2),
-        seq_len=config["seq_len"],
-        config=json.dumps(shown, indent=2),
-    )
-
-
-def facts(state: dict[str, Any], model: Transformer) -> dict[str, Any]:
-    """What the checkpoint tells about the model; one that holds the weights alone tells less."""
-    config = state["config"]
-    known = {
+    facts = {
         "parameters": f"{num_parameters(model):,}",
         "layers": config["num_layers"],
         "width": config["embedding_dim"],
@@ -68,12 +53,22 @@ def facts(state: dict[str, Any], model: Transformer) -> dict[str, Any]:
     }
     if "history" in state:
         latest = History.from_state_dict(state["history"]).evaluations[-1]
-        known |= {
+        facts |= {
             "training steps": f"{state['step']:,}",
             "last evaluation": f"step {latest.step:,}, {latest.tokens_seen:,} training tokens",
             "validation loss": f"{latest.loss:.4f} nats a token",
             "perplexity": f"{latest.perplexity:,.2f}",
             "SHA-256 of the text": state["text_sha256"],
         }
-    versions = state.get("versions", {})
-    return known | {f"trained with {name}": number for name, number in versions.items()}
+    for library, version in state.get("versions", {}).items():
+        facts[f"trained with {library}"] = version
+    shown = {key: value for key, value in config.items() if key not in PRIVATE_KEYS}
+    return CARD.format(
+        name=name,
+        facts="\n".join(f"| {key} | {value} |" for key, value in facts.items()),
+        receipt=receipt,
+        prompt=config.get("sample_prompt", "Once upon a time"),
+        num_tokens=min(100, config["seq_len"] // 2),
+        seq_len=config["seq_len"],
+        config=json.dumps(shown, indent=2),
+    )

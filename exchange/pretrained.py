@@ -1,7 +1,7 @@
 """Published weights: which there are, what they decide of a config, and the model they make."""
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ MODEL_SIZES = {
     "gpt2-large (774M)": "774M",
     "gpt2-xl (1558M)": "1558M",
 }
-MODELS_FOLDER = "gpt2"
 NUM_TOKENS = END_OF_TEXT_ID + 1
 FINE_TUNING = {"learning_rate": 1e-5, "num_epochs": 2}  # good weights want small steps, and few
 
@@ -37,17 +36,13 @@ class Pretrained:
     def architecture(self, config: dict[str, Any], chosen: Collection[str]) -> dict[str, Any]:
         """What these weights decide of a config, to be laid over it.
 
-        `chosen` are the keys that the user has set: such a seq_len is kept, and refused with a
-        ConfigError beyond the positions that there are; another is lowered to them. All that
-        changes in the user's sight is said.
+        A seq_len beyond their positions is lowered, or a ConfigError where the user has `chosen`
+        it. What changes of seq_len and of the keys chosen is said.
         """
         sizes = architecture_from(self.settings)
         most, seq_len = sizes["seq_len"], config["seq_len"]
         if seq_len > most and "seq_len" in chosen:
-            raise ConfigError(
-                f"config: seq_len={seq_len} is more than the {most} positions of {self.name}: "
-                f"try {most}"
-            )
+            raise ConfigError(f"config: seq_len={seq_len} is more than {self.name} has: try {most}")
         sizes["seq_len"] = min(seq_len, most)
         for key, size in sizes.items():
             if config[key] != size and (key in chosen or key == "seq_len"):
@@ -82,9 +77,7 @@ def official(name: str) -> Pretrained:
     if name not in sizes:
         raise ConfigError(f"no such model ({name!r}): choose from {', '.join(MODEL_SIZES)}")
     size = sizes[name]
-    return Pretrained(
-        name, dict(MODELS[size].settings), lambda: download_and_load_gpt2(size, MODELS_FOLDER)[1]
-    )
+    return Pretrained(name, MODELS[size].settings, lambda: download_and_load_gpt2(size)[1])
 
 
 def from_safetensors(path: str | Path) -> Pretrained:
@@ -92,10 +85,8 @@ def from_safetensors(path: str | Path) -> Pretrained:
     settings, params = read_safetensors(path)  # the weights stay in the file until they are copied
     num_rows = settings["n_vocab"]
     if num_rows < NUM_TOKENS:
-        raise WeightsError(
-            f"tokens are missing ({path} has {num_rows:,} of GPT-2's {NUM_TOKENS:,})"
-        )
+        raise WeightsError(f"tokens are missing ({path} has {num_rows:,} of {NUM_TOKENS:,})")
     if num_rows > NUM_TOKENS:
         warn(f"{path} has {num_rows:,} tokens: the first {NUM_TOKENS:,}, GPT-2's own, are used")
-    params["wte"] = params["wte"].first(NUM_TOKENS)
+    params["wte"] = replace(params["wte"], shape=(NUM_TOKENS, settings["n_embd"]))
     return Pretrained(str(path), {**settings, "n_vocab": NUM_TOKENS}, lambda: params)

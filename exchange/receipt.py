@@ -1,7 +1,6 @@
 """What an export is worth: the written model read back and compared with ours."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,73 +18,45 @@ from weights import gpt2_weights
 RECEIPT_TOKENS = 50
 TOLERANCES = {"f32": 1e-5, "f16": 1e-2, "q8_0": 1e-1}  # shares of the largest logit
 Logits = Callable[[Tensor], Tensor]  # ids (1, T) -> (1, T, V)
+Reader = Callable[[], tuple[str, Logits]]  # its name, and the logits of what was written
 
 
-@dataclass(frozen=True)
-class Receipt:
-    """What was written, read back by `reader`, beside the model on a greedy text of the model."""
-
-    reader: str
-    logit_difference: float
-    num_agreeing: int
-    num_tokens: int
-
-    def __str__(self) -> str:
-        return (
-            f"read back by {self.reader}: largest logit difference {self.logit_difference:.1e}, "
-            f"greedy tokens that agree {self.num_agreeing} of {self.num_tokens}"
-        )
-
-
-def compare(
-    model: Transformer,
-    config: dict[str, Any],
-    type_name: str,
-    read: Callable[[], tuple[str, Logits]],
-) -> Receipt:
-    """The receipt for what `read` finds, the reader's name and its logits.
+def compare(model: Transformer, config: dict[str, Any], type_name: str, read: Reader) -> str:
+    """The receipt for what `read` finds, on a greedy text of the model.
 
     ExportError if it is not our model, or if our model is not GPT-2: coarse numbers could hide it.
-    One pass over our greedy text will do: where the likeliest next token is the same at all its
-    positions, greedy decoding writes the same text.
+    The text is read once, and again up to the end of the context: where the likeliest next token is
+    the same at all its positions, greedy decoding writes the same text.
     """
-    start = prompt_ids(GPT2Tokenizer(), prompt_of(config))[: max(1, model.seq_len // 2)]
+    prompt = config.get("sample_prompt", "Once upon a time")
+    start = prompt_ids(GPT2Tokenizer(), prompt)[: max(1, model.seq_len // 2)]
     num_new = min(RECEIPT_TOKENS, model.seq_len - len(start))
     context = Context(model, [start], max_new_tokens=num_new)
     steps = continue_rows(context, Sampling(temperature=0), seeds=[0])
-    ids = torch.tensor([start + [step[0] for step in steps]])
+    text = start + [step[0] for step in steps]
+    ids = torch.tensor([text * -(-model.seq_len // len(text))])[:, : model.seq_len]
+    weights = {row.huggingface: weight for row, weight in gpt2_weights(model).items()}
     with evaluation_mode(model):
-        check_formulas(model, config["num_heads"], ids)
+        ours = model(ids)
+        try:
+            written_out = gpt2_logits(weights, config["num_heads"], ids)
+        except RuntimeError as error:  # the same names, other shapes
+            raise ExportError(f"not GPT-2's formulas ({error}): not exported") from error
         reader, logits_of = read()
-        ours, theirs = model(ids), logits_of(ids)
-    agrees = theirs.argmax(-1)[0, len(start) - 1 : -1] == ids[0, len(start) :]
+        theirs = logits_of(ids)
+    limit = ours.abs().max().item()
+    difference = (ours - written_out).abs().max().item()
+    if not difference <= TOLERANCES["f32"] * limit:  # or a NaN
+        raise ExportError(f"not GPT-2's formulas (logits differ by {difference:.1e}): not exported")
     difference = (ours - theirs).abs().max().item()
-    receipt = Receipt(reader, difference, int(agrees.sum()), agrees.numel())
-    if not is_close(ours, theirs, type_name):
+    agrees = theirs.argmax(-1)[0, len(start) - 1 : len(text) - 1] == ids[0, len(start) : len(text)]
+    receipt = (
+        f"read back by {reader}: largest logit difference {difference:.1e}, "
+        f"greedy tokens that agree {agrees.sum()} of {num_new}"
+    )
+    if not difference <= TOLERANCES[type_name] * limit:
         raise ExportError(f"the files say something else than the model ({receipt}): not exported")
     return receipt
-
-
-def is_close(ours: Tensor, theirs: Tensor, type_name: str) -> bool:
-    """Whether logits differ by no more than weights of that type explain; a NaN is not close."""
-    return bool((ours - theirs).abs().max() <= TOLERANCES[type_name] * ours.abs().max())
-
-
-def check_formulas(model: Transformer, num_heads: int, ids: Tensor) -> None:
-    """ExportError unless the model computes what GPT-2 does, up to the end of its context."""
-    weights = {row.huggingface: weight for row, weight in gpt2_weights(model).items()}
-    ids = ids.repeat(1, -(-model.seq_len // ids.size(1)))[:, : model.seq_len]
-    try:
-        ours, theirs = model(ids), gpt2_logits(weights, num_heads, ids)
-    except RuntimeError as error:  # the same names, other shapes
-        raise ExportError(f"not GPT-2's formulas ({error}): not exported") from error
-    if not is_close(ours, theirs, "f32"):
-        difference = (ours - theirs).abs().max().item()
-        raise ExportError(f"not GPT-2's formulas (logits differ by {difference:.1e}): not exported")
-
-
-def prompt_of(config: dict[str, Any]) -> str:
-    return config.get("sample_prompt", "Once upon a time")
 
 
 def gpt2_logits(weights: dict[str, Tensor], num_heads: int, ids: Tensor) -> Tensor:

@@ -56,10 +56,6 @@ class DownloadError(UserError, RuntimeError, exit_code=5):
     """A file cannot be had, or cannot be read."""
 
 
-class ContentError(UserError, ValueError, exit_code=5):
-    """An official checkpoint that is whole, but not the one it should be."""
-
-
 class OutputError(UserError, OSError, exit_code=6):
     """A folder or a file that cannot be written; so ends any other OSError too."""
 

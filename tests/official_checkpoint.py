@@ -4,16 +4,31 @@ import json
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.random import default_rng
 
 import gpt_download
+from gpt_download import variable_name
+from model import build_transformer
+from weights import architecture_from, gpt2_weights
+
+
+def variable_shapes(settings: dict[str, int]) -> dict[str, tuple[int, ...]]:
+    """Every variable of an official checkpoint and its shape; matrices are (1, in, out)."""
+    sizes = architecture_from(settings)
+    with torch.device("meta"):
+        model = build_transformer(settings["n_vocab"], sizes.pop("seq_len"), **sizes)
+    return {
+        variable_name(row): (1, *weight.shape) if row.is_transposed else tuple(weight.shape)
+        for row, weight in gpt2_weights(model).items()
+    }
 
 
 def write_official(folder: Path, settings: dict[str, int]) -> dict[str, np.ndarray]:
     """The variables of the checkpoint that it writes into the folder, by name."""
     folder.mkdir(parents=True, exist_ok=True)
     random = default_rng(0)
-    shapes = gpt_download.variable_shapes(settings)
+    shapes = variable_shapes(settings)
     arrays = {
         name: 0.1 * random.standard_normal(shape, np.float32) for name, shape in shapes.items()
     }

@@ -132,7 +132,7 @@ CODES = {
     2: "ConfigError SamplingError DeviceError ExportError FolderInUseError",
     3: "DataError VocabularyError",
     4: "CheckpointError WeightsError",
-    5: "DownloadError ContentError",
+    5: "DownloadError",
     6: "OutputError",
     7: "NonFiniteError BrokenStateError",
     8: "OutOfRoomError",
