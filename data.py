@@ -50,6 +50,9 @@ class GPTDatasetV1(Dataset):
     def __init__(
         self, txt: str | Ids, tokenizer: GPT2Tokenizer | None, max_length: int, stride: int
     ) -> None:
+        if min(max_length, stride) < 1:
+            sizes = f"max_length={max_length}, stride={stride}"
+            raise DataError(f"no windows ({sizes}): both must be at least 1")
         self.ids = as_ids(txt, tokenizer)
         self.max_length, self.stride = max_length, stride
         if len(self.ids) <= max_length:

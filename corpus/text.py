@@ -92,8 +92,8 @@ class TextReader:
     wrong with the file and where, unless `replace_invalid` asks for U+FFFD in its place.
     """
 
-    def __init__(self, path: Path, *, replace_invalid: bool = False) -> None:
-        self.path = path
+    def __init__(self, path: str | Path, *, replace_invalid: bool = False) -> None:
+        self.path = as_path(path)
         self.replace_invalid = replace_invalid
         self.num_replaced = 0
 

@@ -9,4 +9,5 @@ from system.process import log
 
 def show(history: History, pace: str, sample: str) -> None:
     log(f"{history.report()}  {pace}")
-    log(textwrap.indent(printable(sample), "    ") + "\n")
+    if sample:
+        log(textwrap.indent(printable(sample), "    ") + "\n")

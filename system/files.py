@@ -18,7 +18,7 @@ from typing import BinaryIO
 import psutil
 from filelock import FileLock, SoftFileLock, Timeout
 
-from system.errors import FolderInUseError, OutputError
+from system.errors import ConfigError, FolderInUseError, OutputError
 from system.process import warn
 
 LOCK_NAME = ".train.lock"
@@ -31,7 +31,10 @@ NO_FOLDER_SYNC = UNSUPPORTED | {errno.EINVAL, errno.EBADF, errno.EACCES, errno.E
 
 def as_path(path: str | Path) -> Path:
     """The path that a user means: `~` is the home folder wherever the path came from."""
-    return Path(path).expanduser()
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"nobody's home folder ({path}): write the path in full") from error
 
 
 @contextmanager

@@ -191,6 +191,6 @@ def _print(line: str, stream: TextIO | None) -> None:
         return
     encoding = getattr(stream, "encoding", None) or "utf-8"
     line = line.encode(encoding, "backslashreplace").decode(encoding)
-    with suppress(OSError):
+    with suppress(OSError, AttributeError):  # no reader any more; a stream without flush
         tqdm.write(line, file=stream)
         stream.flush()

@@ -29,7 +29,7 @@ from training.run import Run
 PLACES: dict[str, tuple[Any, str]] = {
     "tokenizing": (token_cache, "write_ids"),
     "first step": (Run, "update"),
-    "evaluation": (learner, "mean_loss"),
+    "evaluation": (learner.Learner, "mean_loss"),
     "sampling": (generator.TextGenerator, "generate"),
     "saving": (store, "save"),
     "final save": (store, "save_final"),

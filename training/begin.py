@@ -82,9 +82,6 @@ def check_warmup(warmup_steps: int, num_steps: int) -> None:
         )
 
 
-# ---------------------------------------------------------------- a new run
-
-
 def started(wanted: Wanted) -> Start:
     """A new run, from random weights or from published ones."""
     config = {**wanted.config, "output_dir": str(wanted.folder)}
@@ -110,9 +107,6 @@ def random_model(config: dict[str, Any], vocabulary: Vocabulary, machine: Machin
     if vocabulary.num_shared > 1:  # a shared row starts as the mean of those it replaces
         nn.init.zeros_(model.input_embedding.embedding.weight[-1])
     return model
-
-
-# ---------------------------------------------------------------- a run that goes on
 
 
 def resumed(wanted: Wanted) -> Start:
@@ -204,7 +198,9 @@ def go_on(run: Run, start: Start) -> None:
     if start.is_branch:
         best = store.best_state(run, path.parent)
         run.id = uuid.uuid4().hex  # what is later, or there already, is another run's
+        run.saved_step = 0  # not by this one
         make_way(run)
+        run.report("")
         if best:
             checkpoint.save(run.folder / checkpoint.BEST_NAME, {**best, "run_id": run.id})
     store.remove_old(run)

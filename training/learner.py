@@ -1,17 +1,17 @@
-"""One update of the weights: forward, backward, clipping, the optimizer's step."""
+"""What learns: one update of the weights, and how good the model is on other text."""
 
 import math
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from model import Transformer
+from model import Transformer, evaluation_mode
 from reports.history import UpdateRecord
 from system.errors import NonFiniteError
 from system.machine import Machine
-from training.evaluation import mean_loss
 from training.loss import NextTokenLoss
 from training.optim import build_optimizer, clip_gradients, set_learning_rate
 
@@ -81,8 +81,22 @@ class Learner:
         return self.scaler.is_enabled() and self.scaler.get_scale() >= 1
 
     def mean_loss(self, ids: Tensor) -> float:
-        """Mean next-token loss over ids (N,), in nats, without dropout."""
-        with self.machine.autocast():
-            return mean_loss(
-                self.objective, ids, seq_len=self.seq_len, batch_size=self.micro_batch_size
-            )
+        """Mean next-token loss over ids (N,), in nats: all but the first are predicted once."""
+        total = 0.0
+        with evaluation_mode(self.objective), self.machine.autocast():
+            for inputs, targets in evaluation_batches(ids, self.seq_len, self.micro_batch_size):
+                total += self.objective(inputs, targets, num_tokens=1).item()
+        return total / (len(ids) - 1)
+
+
+def evaluation_batches(
+    ids: Tensor, seq_len: int, batch_size: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Inputs and targets (B, T) that cover ids (N,) once; the last window may be shorter."""
+    num_whole = (len(ids) - 1) // seq_len
+    whole = num_whole * seq_len
+    inputs = ids[:whole].view(num_whole, seq_len)
+    targets = ids[1 : whole + 1].view(num_whole, seq_len)
+    yield from zip(inputs.split(batch_size), targets.split(batch_size), strict=True)
+    if whole < len(ids) - 1:
+        yield ids[None, whole:-1], ids[None, whole + 1 :]

@@ -21,7 +21,6 @@ from system.errors import NonFiniteError
 from system.machine import seed_step
 from system.process import only_warn
 from tokenizer import GPT2Tokenizer
-from training.evaluation import bits_per_byte
 from training.learner import Learner
 from training.optim import OPTIMIZERS
 from training.schedule import learning_rate_at
@@ -77,8 +76,6 @@ class Run:
             f"samples   {Sampling(**SAMPLE)}, seed {SAMPLING['seed']}"
         )
 
-    # ------------------------------------------------------------ updates
-
     def learning_rate(self, step: int) -> float:
         names = ("learning_rate", "warmup_steps", "lr_schedule", "lr_min_ratio")
         return learning_rate_at(step, self.num_steps, **{name: self.config[name] for name in names})
@@ -115,8 +112,6 @@ class Run:
         inputs, targets = map(self.corpus.vocabulary.compact, self.corpus.batches[step])
         return self.learner.machine.place(inputs), self.learner.machine.place(targets)
 
-    # ------------------------------------------------------------ what is due
-
     def is_evaluation_due(self) -> bool:
         is_regular = self.step % self.config["eval_freq"] == 0
         is_epoch_end = self.step % self.corpus.batches.num_per_epoch == 0
@@ -132,15 +127,14 @@ class Run:
         is_stuck = 0 < patience <= self.history.num_evaluations_since_best
         return self.step >= self.num_steps or is_stuck
 
-    # ------------------------------------------------------------ evaluations
-
     def measure(self) -> tuple[float, str]:
         """The validation loss in nats a token, and a sample of what the model writes by now."""
-        loss = self.learner.mean_loss(self.val_rows)
+        loss, length = self.learner.mean_loss(self.val_rows), self.config["sample_tokens"]
+        if not length:
+            return loss, ""
         state = {"config": self.config, "model_state_dict": self.full_weights()}
         writer = TextGenerator(checkpoint.model_from(state), self.tokenizer)
-        prompt, length = self.config["sample_prompt"], self.config["sample_tokens"]
-        return loss, writer.generate(prompt, length, **SAMPLING)
+        return loss, writer.generate(self.config["sample_prompt"], length, **SAMPLING)
 
     def record(self, loss: float) -> None:
         """Takes an evaluation into the history."""
@@ -149,7 +143,7 @@ class Run:
                 f"training diverged (validation loss {loss} at step {self.step}, learning rate "
                 f"{self.learning_rate(self.step):.2g}): lower learning_rate"
             )
-        bits = bits_per_byte(loss, len(self.val_rows) - 1, self.corpus.num_val_bytes)
+        bits = loss * (len(self.val_rows) - 1) / math.log(2) / self.corpus.num_val_bytes
         tokens_seen = sum(self.history.num_tokens)
         self.history.evaluations.append(Evaluation(self.step, tokens_seen, loss, bits))
 

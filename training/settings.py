@@ -20,9 +20,6 @@ FREE = "free"  # may change, which is said
 SILENT = "silent"  # of no consequence to what is learned
 
 
-# ---------------------------------------------------------------- rules
-
-
 @dataclass(frozen=True)
 class Rule:
     """What a value must be, as a test and in words, and how an option's text becomes one."""
@@ -68,7 +65,9 @@ def read_number(text: str) -> int | float | str:
 
 
 def read_switch(text: str) -> bool | str:
-    return {"true": True, "false": False}.get(text.lower(), text)
+    words = dict.fromkeys(("true", "yes", "on", "1"), True)
+    words |= dict.fromkeys(("false", "no", "off", "0"), False)
+    return words.get(text.lower(), text)
 
 
 def number(test: Callable[[Any], bool], wants: str) -> Rule:
@@ -114,9 +113,6 @@ SCHEDULE = one_of(*SCHEDULES)
 PRECISION = one_of("auto", "float32", "bfloat16", "float16")
 COMPILE = one_of("auto", "on", "off")
 OFFICIAL = one_of("gpt2-small (124M)", "gpt2-medium (355M)", "gpt2-large (774M)", "gpt2-xl (1558M)")
-
-
-# ---------------------------------------------------------------- the table
 
 
 @dataclass(frozen=True)

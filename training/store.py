@@ -23,9 +23,6 @@ OF_NOW = {"lr", "weight_decay", "fused", "foreach", "capturable"}  # of config a
 NEEDED = (OPTIMIZER, SCALER, "history", "step", "run_id", "text_sha256", "tokenizer_sha256")
 
 
-# ---------------------------------------------------------------- writing
-
-
 def model_state(run: Run) -> dict[str, Any]:
     """The model as every file holds it: config, all the rows, how it came about."""
     return {
@@ -117,9 +114,6 @@ def best_state(run: Run, folder: Path) -> dict[str, Any] | None:
     except (CheckpointError, KeyError, OSError):
         return None
     return state if evaluations[-1] == run.history.best else None
-
-
-# ---------------------------------------------------------------- reading
 
 
 def check_complete(path: Path, state: dict[str, Any]) -> None:

@@ -77,6 +77,8 @@ def without_effect(config: dict[str, Any]) -> list[tuple[str, str]]:
     useless = [("allow_other_text", "has no effect without --resume")]
     if config["weights_path"]:
         useless.append(("use_pretrained", "has no effect beside weights_path: choose one"))
+    if config["lr_schedule"] == "constant":
+        useless.append(("lr_min_ratio", "has no effect: the rate is constant"))
     if not config["use_pretrained"]:
         useless.append(("model_name", "has no effect without --use_pretrained"))
     return useless
@@ -131,9 +133,6 @@ def head_problems(embedding_dim: int, num_heads: int) -> list[str]:
         f"({embedding_dim} = {embedding_dim // num_heads} x {num_heads} + "
         f"{embedding_dim % num_heads}): try {nearest}"
     ]
-
-
-# ---------------------------------------------------------------- the command line
 
 
 def options_from(arguments: Sequence[str], script: dict[str, Any]) -> dict[str, Any]:

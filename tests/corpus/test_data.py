@@ -150,6 +150,12 @@ def test_loader_without_a_batch_is_an_error_with_the_numbers():
         create_dataloader_v1(range(10), **options)
 
 
+@pytest.mark.parametrize(("max_length", "stride"), [(0, 1), (2, 0), (2, -1)])
+def test_windows_have_a_length_and_a_distance(max_length, stride):
+    with pytest.raises(DataError, match=f"max_length={max_length}, stride={stride}"):
+        GPTDatasetV1(range(10), None, max_length, stride)
+
+
 # batches
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny_run import canonical, fingerprint, prepare, tiny_state, train_quickly
 
+from reports import plot
 from storage import checkpoint, run_folder
 from system.errors import CheckpointError, ConfigError, DataError
 from system.process import Stopped
@@ -276,6 +277,16 @@ def test_a_branch_keeps_what_the_run_had_saved_and_the_best_model_before_it(plac
     state = checkpoint.load(path)
     assert best_loss < state["history"]["evaluations"][-1]["loss"] < math.inf
     assert len({checkpoint.load(path)["run_id"] for path in HERE.glob("*.pt")}) == 1
+
+
+def test_a_branch_that_ends_at_once_leaves_a_whole_folder(place, monkeypatch):
+    train_quickly(keep_checkpoints=9)
+    drawn = []
+    monkeypatch.setattr(plot, "plot_history", lambda path, history: drawn.append(path))
+    train_quickly(resume="model_checkpoint_step_6.pt", num_epochs=1)
+    names = {path.name for path in HERE.glob("*.pt")}
+    assert names >= {checkpoint.FINAL_NAME, "model_checkpoint_step_6.pt"}
+    assert drawn
 
 
 @pytest.mark.parametrize("is_there", [True, False])

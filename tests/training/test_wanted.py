@@ -28,6 +28,7 @@ def overridden(*arguments):
         ("--use_pretrained", {"use_pretrained": True}),
         ("--resume", {"resume": True}),
         ("--resume=false", {"resume": False}),
+        ("--resume no --use_pretrained 1", {"resume": False, "use_pretrained": True}),
         ("--resume a/model_checkpoint_step_5.pt", {"resume": "a/model_checkpoint_step_5.pt"}),
     ],
 )
@@ -54,7 +55,7 @@ def test_every_key_can_be_set_in_both_spellings():
 
 @pytest.mark.parametrize(
     "option", ["--batch_size=x", "--num_epochs=1.0", "--learning_rate=nan", "--compile=True",
-               "--replace_invalid_utf8=1", "--dropout=-0.1", "--learning_rate=1e999"]
+               "--replace_invalid_utf8=maybe", "--dropout=-0.1", "--learning_rate=1e999"]
 )  # fmt: skip
 def test_wrong_value_on_the_command_line_is_named(option):
     key = option[2:].split("=")[0]
@@ -85,6 +86,7 @@ def test_what_the_command_line_cannot_mean_is_named(arguments, message):
         ({"resume": True, "weights_path": "a"}, "--weights_path"),
         ({"resume": "a.pt", "use_pretrained": True}, "--use_pretrained"),
         ({"allow_other_text": True}, "--allow_other_text"),
+        ({"lr_schedule": "constant", "lr_min_ratio": 0.5}, "--lr_min_ratio"),
         ({"model_name": "gpt2-xl (1558M)"}, "--model_name"),
         ({"weights_path": "a", "use_pretrained": True}, "--use_pretrained"),
     ],
