@@ -27,6 +27,7 @@ EMBEDDING = "input_embedding.embedding.weight"
 FLOATS = {torch.float32, torch.float64, torch.bfloat16, torch.float16}
 WHOLE = {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool}
 PLAIN = {str, int, float, bool, type(None)}
+VERSIONS = {"torch": str(torch.__version__), "python": platform.python_version()}
 DRAWS = {Tensor.normal_, Tensor.uniform_, init.normal_, init.uniform_, init.kaiming_uniform_}
 
 
@@ -44,29 +45,24 @@ def save(path: str | Path, state: dict[str, Any]) -> None:
     before it takes its name.
     """
     for name, leaf in leaves(state):
-        if not is_plain(leaf):
+        if not isinstance(leaf, Tensor) and type(leaf) not in PLAIN:
             raise TypeError(f"{name} is a {type(leaf)}: only tensors and plain values can be saved")
-    broken = not_finite(state)
-    if broken:
+    if broken := not_finite(state):
         raise BrokenStateError(
             f"the model diverged ({broken} is not finite, nothing saved to {path}): "
             "lower learning_rate and resume from the last checkpoint"
         )
-    state = {**state, "versions": {"torch": torch_version(), "python": platform.python_version()}}
+    state = {**state, "versions": VERSIONS}
     write_durably(path, lambda file: torch.save(state, file), verify=check_written)
 
 
-def torch_version() -> str:
-    return str(torch.__version__)
-
-
-def check_written(path: str | Path) -> None:
+def check_written(path: Path) -> None:
     """OutputError unless the file holds what was meant."""
     try:
-        with as_path(path).open("rb") as file:
+        with refusing_damage(path), path.open("rb") as file:
             archive.check(file)
-    except archive.ArchiveError as error:
-        raise OutputError(f"the disk garbled what was written ({path}: {error})") from error
+    except CheckpointError as error:
+        raise OutputError(f"the disk garbled what was written: {error}") from error
 
 
 # ---------------------------------------------------------------- reading
@@ -83,41 +79,44 @@ def load(path: str | Path) -> dict[str, Any]:
         kind = "not a file" if path.exists() else "no checkpoint"
         kind = "a link to nothing" if path.is_symlink() else kind
         raise CheckpointError(f"{kind} ({path}): train one with python train.py")
-    try:
-        with named(path), path.open("rb") as file:
-            archive.check(file)
-            file.seek(0)
-            state = torch.load(file, map_location="cpu", weights_only=True)
+    with refusing_damage(path), path.open("rb") as file:
+        archive.check(file)
+        file.seek(0)
+        state = torch.load(file, map_location="cpu", weights_only=True)
         check_state(state, num_bytes=path.stat().st_size)
-    except OSError:
-        raise
-    except Exception as error:
-        reason = str(error) if isinstance(error, ValueError) else f"unreadable, {error!r}"
-        reason = " ".join(reason.split())[:300]
-        raise CheckpointError(
-            f"not an intact checkpoint ({path}: {reason}): choose another file, or train again"
-        ) from error
-    written_by = state.get("versions", {}).get("torch", torch_version())
-    if written_by != torch_version():
-        note(f"notice: {path} was written by torch {written_by}, this is {torch_version()}")
+    written_by = state.get("versions", VERSIONS).get("torch")
+    if written_by != VERSIONS["torch"]:
+        note(f"notice: {path} was written by torch {written_by}, this is {VERSIONS['torch']}")
     return state
 
 
 def glance(path: str | Path) -> tuple[str, int]:
     """Which run wrote the checkpoint and at which step, without reading its weights."""
     path = as_path(path)
-    try:
-        with named(path), path.open("rb") as file:
+    with refusing_damage(path):
+        with path.open("rb") as file:
             archive.check(file, only_pickle=True)
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         run_id, step = state["run_id"], state["step"]
+        if not (isinstance(run_id, str) and isinstance(step, int)):
+            raise ValueError("its run_id and step are no text and number")
+    return run_id, step
+
+
+@contextmanager
+def refusing_damage(path: Path) -> Iterator[None]:
+    """Inside, whatever the file's bytes do to their reader is a CheckpointError."""
+    try:
+        with named(path):
+            yield
     except OSError:
         raise
     except Exception as error:
-        raise CheckpointError(f"not an intact checkpoint ({path}: {error})") from error
-    if not (isinstance(run_id, str) and isinstance(step, int)):
-        raise CheckpointError(f"not a checkpoint to resume ({path}): it has no run_id and step")
-    return run_id, step
+        reason = str(error) if isinstance(error, ValueError) else f"unreadable, {error!r}"
+        raise CheckpointError(
+            f"not an intact checkpoint ({path}: {' '.join(reason.split())[:300]}): "
+            "choose another file, or train again"
+        ) from error
 
 
 # ---------------------------------------------------------------- what a state must be
@@ -127,31 +126,22 @@ def check_state(state: Any, *, num_bytes: int) -> None:
     """ValueError unless the state is a model as its config says, finite, of at most `num_bytes`."""
     if not isinstance(state, dict):
         raise ValueError(f"it holds {type(state).__name__}, not a dict")
-    missing = [
-        key for key in ("config", "model_state_dict") if not isinstance(state.get(key), dict)
-    ]
-    if missing:
-        raise ValueError(f"no checkpoint of this project: it lacks {' and '.join(missing)}")
+    for key in ("config", "model_state_dict"):
+        if not isinstance(state.get(key), dict):
+            raise ValueError(f"no checkpoint of this project: it lacks {key}")
     storages = {}
     for name, leaf in leaves(state):
         if isinstance(leaf, Tensor):
             storages[leaf.untyped_storage().data_ptr()] = check_tensor(name, leaf)
-        elif not is_plain(leaf):
+        elif type(leaf) not in PLAIN:
             raise ValueError(f"{name} is a {type(leaf).__name__}")
     if sum(storages.values()) > num_bytes:
         raise ValueError(f"its tensors claim {sum(storages.values()):,} of {num_bytes:,} bytes")
-    versions = state.get("versions", {})
-    if not (isinstance(versions, dict) and isinstance(versions.get("torch", ""), str)):
-        raise ValueError("versions is not a dict of strings")
+    if not isinstance(state.get("versions", {}), dict):
+        raise ValueError("its versions are no dict")
     check_weights(state["config"], state["model_state_dict"])
-    broken = not_finite(state)
-    if broken:
+    if broken := not_finite(state):
         raise ValueError(f"{broken} is not finite")
-
-
-def is_plain(leaf: Any) -> bool:
-    """Whether a value can be in a file: a tensor, or just what Python is born with."""
-    return isinstance(leaf, Tensor) or type(leaf) in PLAIN
 
 
 def leaves(state: Any) -> Iterator[tuple[str, Any]]:
@@ -190,20 +180,19 @@ def check_weights(config: dict[str, Any], weights: dict[str, Any]) -> None:
         raise ValueError(f"its config has num_layers={config['num_layers']!r}, not so its weights")
     with torch.device("meta"):  # shapes alone: nothing is allocated
         expected = build_model(config, weights[EMBEDDING].size(0)).state_dict()
+    held, wanted = shapes_in(weights), shapes_in(expected)
     differing = [
-        f"{name} {shape_in(weights, name)}, its config wants {shape_in(expected, name)}"
-        for name in expected | weights
-        if shape_in(weights, name) != shape_in(expected, name)
+        f"{name} {held.get(name)}, its config wants {wanted.get(name)}"
+        for name in wanted | held
+        if held.get(name) != wanted.get(name)
     ]
     if differing:
         raise ValueError("another architecture: " + "; ".join(differing[:3]))
-    for name, tensor in weights.items():
-        if tensor.is_floating_point() != expected[name].is_floating_point():
-            raise ValueError(f"{name} holds numbers of another kind ({tensor.dtype})")
 
 
-def shape_in(weights: dict[str, Tensor], name: str) -> tuple[int, ...] | None:
-    return tuple(weights[name].shape) if name in weights else None
+def shapes_in(weights: dict[str, Tensor]) -> dict[str, str]:
+    kinds = {True: "", False: " of whole numbers"}
+    return {name: f"{tuple(w.shape)}{kinds[w.is_floating_point()]}" for name, w in weights.items()}
 
 
 def not_finite(state: Any) -> str | None:

@@ -4,6 +4,7 @@ import io
 import random
 import time
 import zipfile
+from contextlib import suppress
 
 import pytest
 import torch
@@ -42,11 +43,10 @@ def test_every_bit_that_flips_is_found_or_changes_nothing(model_path):
 
 
 def is_refused(content: bytes) -> bool:
-    try:
+    with suppress(Exception):
         archive.check(io.BytesIO(content))
-    except archive.ArchiveError:
-        return True
-    return False
+        return False
+    return True
 
 
 def num_bits_found(path, places: list[tuple[int, int]]) -> int:
@@ -79,7 +79,7 @@ def test_torch_alone_would_load_such_a_file_as_another_model(model_path):
     damaged[intact.index(weights, entry.header_offset)] ^= 1
     model_path.write_bytes(damaged)
     assert canonical(torch.load(model_path, weights_only=True)) != expected
-    with pytest.raises(CheckpointError, match="data/0 has a wrong checksum"):
+    with pytest.raises(CheckpointError, match=r"Bad CRC.*data/0"):
         checkpoint.load(model_path)
 
 
