@@ -127,10 +127,11 @@ def evaluate(run: "Run", signals: StopSignals) -> None:
 
 def compare_strategies(run: "Run", path: Path) -> None:
     """Shows what each way of sampling makes of the final model, beside held-out text."""
-    from generation.comparison import COMPARISON_NAME, Reference, compare_settings, plot_comparison
+    from generation.comparison import Reference, compare_settings, plot_comparison
     from generation.fast_weights import prepared
     from generation.generator import TextGenerator
     from storage.checkpoint import load_model
+    from storage.run_folder import COMPARISON_NAME
     from training.run import SAMPLING
 
     if not run.config["sample_tokens"]:

@@ -19,7 +19,6 @@ from system.files import as_path, write_durably
 from system.process import warn
 from tokenizer import END_OF_TEXT_ID
 
-COMPARISON_NAME = "sampling_comparison.png"
 NUM_OPENINGS = 8  # that every setting continues, greedy too
 OPENING_TOKENS = 8
 SEARCHED_TOKENS = 1_000_000  # at the start of the training text, for copied passages

@@ -10,11 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from generation.comparison import COMPARISON_NAME, Reference, compare_settings, plot_comparison
+from generation.comparison import Reference, compare_settings, plot_comparison
 from generation.generator import TextGenerator
 from generation.options import OPTIONS, TALK, flag
 from generation.row import Row, printable
 from generation.settings import RULES, Settings
+from storage.run_folder import COMPARISON_NAME
 from system.errors import ConfigError, DataError, SamplingError
 from system.process import note
 from tokenizer import GPT2Tokenizer

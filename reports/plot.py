@@ -9,7 +9,6 @@ import numpy as np
 from reports.history import History
 from system.files import write_durably
 
-PLOT_NAME = "training_losses.png"
 PLOTTED_POINTS = 300
 
 

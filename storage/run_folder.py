@@ -18,7 +18,8 @@ from system.files import as_path, sync_folder, write_durably
 
 RUN_ID_NAME = ".run_id"
 RUN_ID = re.compile(r"[0-9a-f]{32}")
-PICTURE_NAMES = ("training_losses.png", "sampling_comparison.png")
+PLOT_NAME = "training_losses.png"
+COMPARISON_NAME = "sampling_comparison.png"
 EARLIER_NAME = "earlier_runs"
 
 
@@ -49,36 +50,34 @@ def owner_of(path: Path) -> str | None:
 def owners_in(folder: str | Path) -> dict[Path, str | None]:
     """The run that each of the files in the folder belongs to which runs write, None if unknown."""
     folder = as_path(folder)
-    present = {path.name for path in folder.iterdir()}
-    steps = sorted(filter(STEP_NAME.fullmatch, present), key=lambda name: (len(name), name))
+    present = sorted((path.name for path in folder.iterdir()), key=lambda name: (len(name), name))
     models = {
-        name: owner_of(folder / name) for name in (BEST_NAME, FINAL_NAME, *steps) if name in present
+        name: owner_of(folder / name)
+        for name in present  # the best, the final one, and the steps in their order
+        if name in (BEST_NAME, FINAL_NAME) or STEP_NAME.fullmatch(name)
     }
     run_id = claimed_by(folder) or models.get(FINAL_NAME)
-    owners = {**dict.fromkeys(PICTURE_NAMES, run_id), **models, RUN_ID_NAME: run_id}
+    owners = {PLOT_NAME: run_id, COMPARISON_NAME: run_id, **models, RUN_ID_NAME: run_id}
     return {folder / name: owner for name, owner in owners.items() if name in present}
 
 
-def checkpoints_in(
-    folder: str | Path,
-) -> tuple[dict[Path, tuple[str, int]], dict[Path, Exception]]:
-    """The step checkpoints: run id and step of the readable ones, what is wrong with the others."""
-    readable, damaged = {}, {}
+def checkpoints_in(folder: str | Path) -> tuple[dict[Path, tuple[str, int]], list[str]]:
+    """Run id and step in each step checkpoint, in the order of steps; what is wrong with others."""
+    readable, damages = {}, []
     paths = [path for path in as_path(folder).iterdir() if STEP_NAME.fullmatch(path.name)]
     for path in sorted(paths):
         try:
             readable[path] = glance(path)
         except (CheckpointError, OSError) as error:
             if os.path.lexists(path):  # else somebody has just deleted it
-                damaged[path] = error
-    return readable, damaged
+                damages.append(str(error))
+    return dict(sorted(readable.items(), key=lambda item: item[1][1])), damages
 
 
 def of_run(folder: str | Path, run_id: str | None, *, up_to: float = math.inf) -> list[Path]:
     """The readable checkpoints of the run up to a step, in the order of the step inside them."""
     readable, _ = checkpoints_in(folder)
-    ours = [path for path, (owner, step) in readable.items() if owner == run_id and step <= up_to]
-    return sorted(ours, key=lambda path: readable[path][1])
+    return [path for path, (owner, step) in readable.items() if owner == run_id and step <= up_to]
 
 
 # ---------------------------------------------------------------- the files of earlier runs
@@ -93,11 +92,12 @@ def set_aside(folder: str | Path, run_id: str) -> Path | None:
     what is left, and where the rest has gone.
     """
     folder, held = as_path(folder), claimed_by(folder)
-    others: dict[str | None, list[Path]] = {}
-    for path, owner in owners_in(folder).items():
-        if owner != run_id:
-            others.setdefault(owner, []).append(path)
-    places = {owner: _move_aside(folder, owner, paths) for owner, paths in others.items()}
+    owners = owners_in(folder)
+    places = {
+        owner: _move_aside(folder, owner, [path for path in owners if owners[path] == owner])
+        for owner in dict.fromkeys(owners.values())
+        if owner != run_id
+    }
     return places.get(held, next(iter(places.values()), None))
 
 
@@ -142,9 +142,9 @@ def remove_old(folder: str | Path, *, run_id: str, step: int, keep: int) -> None
 
 def unfinished(folder: str | Path) -> Path | None:
     """The newest checkpoint of the run that the folder holds, None where that run has ended."""
-    paths = of_run(folder, claimed_by(folder))
-    is_over = owner_of(as_path(folder) / FINAL_NAME) == claimed_by(folder)
-    return paths[-1] if paths and not is_over else None
+    run_id = claimed_by(folder)
+    is_over = owner_of(as_path(folder) / FINAL_NAME) == run_id
+    return None if is_over else next(reversed(of_run(folder, run_id)), None)
 
 
 # ---------------------------------------------------------------- which one goes on
@@ -156,36 +156,28 @@ def newest_intact(folder: str | Path) -> tuple[Path, dict[str, Any], list[str]]:
     CheckpointError if there is none; a run is never started from scratch in its place.
     """
     folder = as_path(folder)
-    readable, damaged = checkpoints_in(folder)
-    if not readable and not damaged:
+    readable, damages = checkpoints_in(folder)
+    if not readable and not damages:
         raise CheckpointError(f"nothing to resume ({folder.resolve()}): start without --resume")
-    ours = sorted(readable, key=lambda path: readable[path][1], reverse=True)
-    run_id = the_run(folder, {owner for owner, _ in readable.values()}, ours)
-    for path in ours:
-        if readable[path][0] == run_id:
-            try:
-                return path, load(path), [" ".join(str(e).split()) for e in damaged.values()]
-            except (CheckpointError, OSError) as error:
-                damaged[path] = error
-    reasons = "; ".join(f"{error}" for error in damaged.values())
-    raise CheckpointError(f"no intact checkpoint left ({reasons}): start afresh without --resume")
-
-
-def the_run(folder: Path, run_ids: set[str], paths: list[Path]) -> str | None:
-    """The run to go on with; CheckpointError where only the user can tell."""
-    claimed = claimed_by(folder)
-    if claimed is None and len(run_ids) <= 1:
-        return next(iter(run_ids), None)
-    if claimed is None or (run_ids and claimed not in run_ids):
-        names = ", ".join(path.name for path in paths)
+    run_ids = {run_id for run_id, _ in readable.values()}
+    run_id = claimed_by(folder) or (min(run_ids) if len(run_ids) == 1 else None)
+    if run_ids and run_id not in run_ids:
+        names = ", ".join(path.name for path in readable)
         raise CheckpointError(
             f"only checkpoints of other runs ({folder.resolve()}: {names}): "
             "name the one to go on from with --resume PATH, or start without --resume"
         )
-    return claimed
+    for path in reversed(readable):
+        if readable[path][0] == run_id:
+            try:
+                return path, load(path), damages
+            except (CheckpointError, OSError) as error:
+                damages.append(str(error))
+    reasons = "; ".join(damages)
+    raise CheckpointError(f"no intact checkpoint left ({reasons}): start afresh without --resume")
 
 
 def is_overtaken(folder: str | Path, state: dict[str, Any]) -> bool:
     """Whether the folder has a later checkpoint of the state's run than the state."""
-    paths = of_run(folder, state["run_id"])
-    return bool(paths) and glance(paths[-1])[1] > state["step"]
+    run_id = state["run_id"]
+    return of_run(folder, run_id) != of_run(folder, run_id, up_to=state["step"])

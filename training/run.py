@@ -17,6 +17,7 @@ from model import num_parameters
 from reports import plot, terminal
 from reports.history import Evaluation, History, Pace
 from storage import checkpoint
+from storage.run_folder import PLOT_NAME
 from system.errors import NonFiniteError
 from system.machine import seed_step
 from system.process import only_warn
@@ -52,7 +53,7 @@ class Run:
         self.pace = Pace()
         self.sinks = {  # all that shows the run, each by the name of what would be missing
             "report": terminal.show,
-            plot.PLOT_NAME: partial(plot.draw, self.folder / plot.PLOT_NAME),
+            PLOT_NAME: partial(plot.draw, self.folder / PLOT_NAME),
         }
         self._placing = ThreadPoolExecutor(1, thread_name_prefix="batches")
         self._placed: dict[int, Future] = {}

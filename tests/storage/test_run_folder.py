@@ -84,10 +84,11 @@ def finished_run(where: Path, run_id: str, *steps: int) -> dict[str, bytes]:
     names = [checkpoint.BEST_NAME, checkpoint.FINAL_NAME]
     paths = [saved(where / name, steps[-1], run_id) for name in names]
     paths += steps_saved(where, *steps, run_id=run_id)
-    for name in run_folder.PICTURE_NAMES:
+    pictures = (run_folder.PLOT_NAME, run_folder.COMPARISON_NAME)
+    for name in pictures:
         (where / name).write_text(f"picture of {run_id}")
     run_folder.claim(where, run_id)
-    paths += [where / name for name in (*run_folder.PICTURE_NAMES, run_folder.RUN_ID_NAME)]
+    paths += [where / name for name in (*pictures, run_folder.RUN_ID_NAME)]
     return contents({path.relative_to(where): path for path in paths})
 
 
