@@ -5,34 +5,32 @@ process, and gets its name once its size and hash are right. Pieces of two files
 a note beside the part holds the address and the ETag that it belongs to.
 """
 
-import email.utils
 import hashlib
 import os
 import re
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
-from urllib.parse import urljoin, urlsplit
+from typing import NamedTuple
 
 import requests
-from requests.exceptions import SSLError
 from tqdm import tqdm
-from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError
+from urllib3 import Retry
+from urllib3.exceptions import HTTPError, MaxRetryError
 
 from system.errors import DownloadError
-from system.files import as_path, named
+from system.files import as_path, named, sync_file
 from system.process import warn
 
 CONNECT_SECONDS = 4.0  # so that two sources out of reach are given up in under 10 s
 STALL_SECONDS = 60.0  # this long below MIN_BYTES_PER_SECOND is a failure
 MIN_BYTES_PER_SECOND = 1000
-MAX_FAILURES = 5  # in a row; a try that brings 1 % of the file or 1 MB is no failure
+MAX_FAILURES = 5  # in a row; a try that brings 1 % of the file or ENOUGH_BYTES is no failure
+ENOUGH_BYTES = 1_000_000
 BACKOFF_SECONDS = 0.5  # doubles with each failure in a row
 MAX_RETRY_AFTER_SECONDS = 60.0
 MAX_REDIRECTS = 5
 MAX_UNKNOWN_BYTES = 16_000_000  # for a file of unknown size
-SYNC_BYTES = 1_000_000
 CHUNK_BYTES = 1 << 16
 PAGE_OR_GZIP = re.compile(rb"(?:\xef\xbb\xbf)?\s*<[!?a-zA-Z]|\x1f\x8b")
 
@@ -59,8 +57,7 @@ class _BrokenError(Exception):
 
 def fetch(urls: Sequence[str], path: str | Path, file: RemoteFile) -> None:
     """Puts the checked file at `path`; DownloadError holds what each address did instead."""
-    failures = []
-    path = as_path(path)
+    failures, path = [], as_path(path)
     for url in urls:
         try:
             with named(path):
@@ -97,7 +94,7 @@ def fault_of(path: str | Path, file: RemoteFile) -> str | None:
 def _fetch_from(url: str, path: Path, file: RemoteFile) -> None:
     """Tries one address until the checked file is at `path`, or too many tries in a row failed."""
     part = path.with_name(f"{path.name}.part")
-    enough_bytes = min(SYNC_BYTES, (file.size or 0) // 100 + 1)
+    enough_bytes = min(ENOUGH_BYTES, (file.size or 0) // 100 + 1)
     num_failures, is_reached = 0, False
     while True:
         size_before = _size(part)
@@ -111,6 +108,7 @@ def _fetch_from(url: str, path: Path, file: RemoteFile) -> None:
             if not is_reached or num_failures == MAX_FAILURES:
                 raise _RefusedError(str(error)) from error
             time.sleep(max(error.wait, BACKOFF_SECONDS * 2**num_failures))
+    sync_file(part)
     _note(part).unlink(missing_ok=True)
     os.replace(part, path)
 
@@ -127,25 +125,35 @@ def _transfer(url: str, part: Path, file: RemoteFile) -> None:
 
 def _request(url: str, part: Path, file: RemoteFile) -> int:
     """Completes the part with the answer to one request, which starts at the returned byte."""
-    headers = {"Accept-Encoding": "identity", **_resume_headers(url, part)}
+    session = requests.Session()
+    session.max_redirects = MAX_REDIRECTS
+    session.headers.update({"Accept-Encoding": "identity", **_resume_headers(url, part)})
+    if url.startswith("https:"):
+        del session.adapters["http://"]  # no redirect leads away from https
     try:
-        with _open(url, headers) as response:
+        with session.get(url, stream=True, timeout=(CONNECT_SECONDS, STALL_SECONDS)) as response:
             start, total = _extent(response, part, file)
             if start == 0:
                 part.unlink(missing_ok=True)
-                _note(part).write_text(f"{url}\n{_validator(response)}")
+                validator = response.headers.get("ETag") or response.headers.get("Last-Modified")
+                _note(part).write_text(f"{url}\n{validator or ''}")
             _append(response, part, total)
     except (requests.RequestException, HTTPError, ValueError) as error:
         raise _meaning(error) from error
     return start
 
 
+def _meaning(error: Exception) -> Exception:
+    """A bad address is refused; whatever else befalls a request is worth another try."""
+    cause = error.args[0]
+    if isinstance(error, (ValueError, requests.TooManyRedirects)):  # no address, or no safe one
+        return _RefusedError(str(cause))
+    is_reached = not isinstance(cause, MaxRetryError)
+    return _BrokenError(str(cause if is_reached else cause.reason), is_reached=is_reached)
+
+
 def _note(part: Path) -> Path:
     return part.with_name(f"{part.name}.etag")
-
-
-def _validator(response: requests.Response) -> str:
-    return response.headers.get("ETag") or response.headers.get("Last-Modified", "")
 
 
 def _resume_headers(url: str, part: Path) -> dict[str, str]:
@@ -158,34 +166,12 @@ def _resume_headers(url: str, part: Path) -> dict[str, str]:
     return {"Range": f"bytes={_size(part)}-", "If-Range": validator}
 
 
-def _open(url: str, headers: dict[str, str]) -> requests.Response:
-    """The answer at the end of a few safe redirects."""
-    for _ in range(MAX_REDIRECTS + 1):
-        timeout = (CONNECT_SECONDS, STALL_SECONDS)
-        response = requests.get(
-            url, headers=headers, timeout=timeout, stream=True, allow_redirects=False
-        )
-        if not response.is_redirect:
-            return response
-        response.close()
-        target = urljoin(url, response.headers["location"])
-        if not is_safe_redirect(url, target):
-            raise _RefusedError(f"redirect to {target!r}")
-        url = target
-    raise _RefusedError(f"more than {MAX_REDIRECTS} redirects in a row")
-
-
-def is_safe_redirect(url: str, target: str) -> bool:
-    """Whether the way stays http or https, and https once it is."""
-    schemes = ("https",) if urlsplit(url).scheme == "https" else ("http", "https")
-    return urlsplit(target).scheme in schemes
-
-
 def _extent(response: requests.Response, part: Path, file: RemoteFile) -> tuple[int, int]:
     """(byte of the file at which the answer's body starts, bytes of the whole file)."""
     status, headers = response.status_code, response.headers
     if status >= 500 or (status == 429 and "Retry-After" in headers):
-        raise _BrokenError(f"HTTP {status}", wait=_retry_after(headers.get("Retry-After", "")))
+        wait = Retry().get_retry_after(response.raw) or 0.0
+        raise _BrokenError(f"HTTP {status}", wait=min(wait, MAX_RETRY_AFTER_SECONDS))
     if status not in (200, 206, 416):
         raise _RefusedError(f"HTTP {status}")
     if headers.get("Content-Encoding", "identity") != "identity":
@@ -206,19 +192,9 @@ def _extent(response: requests.Response, part: Path, file: RemoteFile) -> tuple[
     return start, total
 
 
-def _retry_after(text: str) -> float:
-    """The seconds that a server asks to wait, given as a number or as a date; capped."""
-    date = email.utils.parsedate_tz(text)
-    seconds = float(text) if text.isdecimal() else 0.0
-    if date:
-        seconds = email.utils.mktime_tz(date) - time.time()
-    return min(max(seconds, 0.0), MAX_RETRY_AFTER_SECONDS)
-
-
 def _append(response: requests.Response, part: Path, total: int) -> None:
-    """Adds the answer's body to the part, synced every SYNC_BYTES, until it has `total` bytes."""
-    position = num_synced = _size(part)
-    name = part.name.removesuffix(".part")
+    """Adds the answer's body to the part until that has `total` bytes."""
+    position, name = _size(part), part.name.removesuffix(".part")
     with (
         part.open("ab") as opened,
         tqdm(total=total, initial=position, unit="B", unit_scale=True, desc=name) as bar,
@@ -230,9 +206,6 @@ def _append(response: requests.Response, part: Path, total: int) -> None:
             opened.write(chunk)
             opened.flush()  # what the kernel has survives this process
             bar.update(len(chunk))
-            if position - num_synced >= SYNC_BYTES or position == total:
-                os.fsync(opened.fileno())
-                num_synced = position
     if position < total:
         raise _BrokenError(f"cut at byte {position} of {total}")
 
@@ -247,18 +220,6 @@ def _chunks(response: requests.Response) -> Iterator[bytes]:
             window_start, window_bytes = time.monotonic(), 0
         elif time.monotonic() - window_start > STALL_SECONDS:
             raise _BrokenError(f"less than {MIN_BYTES_PER_SECOND} B/s for {STALL_SECONDS:g} s")
-
-
-def _meaning(error: Exception) -> Exception:
-    """A bad address is refused; whatever else befalls a request is worth another try."""
-    inner: Any = error
-    while isinstance(inner, Exception):  # http.client's in urllib3's in requests': the inmost tells
-        cause, inner = inner, getattr(inner, "reason", [None, *inner.args][-1])
-    reason = " ".join((inner if isinstance(inner, str) else repr(cause)).split())
-    if isinstance(error, ValueError):  # an address that nobody can parse; requests' InvalidURL
-        return _RefusedError(reason)
-    unreached = isinstance(cause, (NewConnectionError, ConnectTimeoutError))
-    return _BrokenError(reason, is_reached=not (unreached or isinstance(error, SSLError)))
 
 
 def _size(path: Path) -> int:

@@ -1,6 +1,7 @@
 """Downloads from a server that misbehaves as FAULTS.md, E1 to E6 and D5, says."""
 
 import hashlib
+import io
 import random
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from email.utils import formatdate
 from pathlib import Path
 
 import pytest
+import requests
 from gpt2_server import FileServer, Handler, cut, drip, hang_at, reply, serve
 
 from system import fetch
@@ -268,13 +270,25 @@ def test_a_redirect_is_followed_but_not_in_a_circle(server, tmp_path):
     server.script.append(reply(307, Location="/elsewhere"))
     assert fetched(tmp_path, server) == CONTENT
     (tmp_path / "file").unlink()
-    server.script.append(reply(302, Location="ftp://127.0.0.1/file"))
-    assert "redirect to 'ftp://127.0.0.1/file'" in refusal(tmp_path, server)
     server.script.extend([reply(302, Location=PATH)] * 100)
-    assert "more than 5 redirects" in refusal(tmp_path, server)
+    assert "Exceeded 5 redirects" in refusal(tmp_path, server)
 
 
-def test_a_redirect_never_leads_away_from_https():
-    assert fetch.is_safe_redirect("https://a/file", "https://b/file")
-    assert fetch.is_safe_redirect("http://a/file", "https://b/file")
-    assert not fetch.is_safe_redirect("https://a/file", "http://a/file")
+@pytest.mark.parametrize(
+    ("url", "target"), [("https://a/b", "http://a/b"), ("http://a/b", "ftp://a/b")]
+)
+def test_a_redirect_never_leads_to_a_worse_protocol(tmp_path, monkeypatch, url, target):
+    asked = []
+
+    def redirect(adapter, request, **_):
+        asked.append(request.url)
+        answer = requests.Response()
+        answer.status_code, answer.url, answer.raw = 302, request.url, io.BytesIO()
+        answer.request = request
+        answer.headers["Location"] = target
+        return answer
+
+    monkeypatch.setattr(requests.adapters.HTTPAdapter, "send", redirect)
+    with pytest.raises(DownloadError, match=target):
+        fetch.fetch([url], tmp_path / "file", FILE)
+    assert asked == [url]
