@@ -51,14 +51,16 @@ def named(path: Path) -> Iterator[None]:
 
 def check_writable(folder: str | Path) -> None:
     """OutputError unless files can be made in the folder."""
-    folder = as_path(folder)
+    folder, remedy = as_path(folder), "choose another output_dir"
     if not folder.exists():
-        remedy = f"mkdir -p {shlex.quote(str(folder))}"
-        raise OutputError(f"the output folder is missing ({folder}): {remedy}")
-    if not folder.is_dir():
-        raise OutputError(f"the output folder is a file ({folder}): choose another output_dir")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise OutputError(f"the output folder is read-only ({folder}): choose another output_dir")
+        fault, remedy = "missing", f"mkdir -p {shlex.quote(str(folder))}"
+    elif not folder.is_dir():
+        fault = "a file"
+    elif not os.access(folder, os.W_OK | os.X_OK):
+        fault = "read-only"
+    else:
+        return
+    raise OutputError(f"the output folder is {fault} ({folder}): {remedy}")
 
 
 def make_folder(folder: str | Path) -> None:
@@ -69,6 +71,20 @@ def make_folder(folder: str | Path) -> None:
 
 
 # ---------------------------------------------------------------- whole files
+
+
+@contextmanager
+def _in_place_of(path: Path) -> Iterator[Path]:
+    """Where to prepare what gets the name `path` in the end; after an error nothing is left."""
+    part_path = part_path_of(path)
+    try:
+        with named(path):
+            yield part_path
+            os.replace(part_path, path)
+    except BaseException:
+        _remove(part_path)
+        raise
+    sync_folder(path.parent)
 
 
 def write_durably(
@@ -85,52 +101,28 @@ def write_durably(
     """
     path = as_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part_path = part_path_of(path)
-    with named(path):
+    with _in_place_of(path) as part_path:
+        raw = _CandidFile(part_path, "wb")
         try:
-            _write_and_sync(part_path, write, verify)
-            os.replace(part_path, path)
-        except BaseException:
-            part_path.unlink(missing_ok=True)
-            raise
-    sync_folder(path.parent)
-
-
-def _write_and_sync(
-    path: Path, write: Callable[[BinaryIO], None], verify: Callable[[Path], None]
-) -> None:
-    raw = _CandidFile(path, "wb")
-    try:
-        with io.BufferedWriter(raw) as file:
-            write(file)
-            file.flush()
-            with ThreadPoolExecutor(1) as beside:
-                verdict = beside.submit(verify, path)
+            with io.BufferedWriter(raw) as file, ThreadPoolExecutor(1) as beside:
+                write(file)
+                file.flush()
+                verdict = beside.submit(verify, part_path)
                 os.fsync(file.fileno())
             verdict.result()
-    except Exception as error:
-        cause = raw.write_error
-        if cause:
-            raise OSError(cause.errno, cause.strerror) from error
-        raise
+        except RuntimeError as error:
+            raise raw.write_error or error from None
 
 
 @contextmanager
 def whole_folder(path: str | Path) -> Iterator[Path]:
     """A folder to fill, which gets the name `path` when all that is in it is on the disk."""
-    path = as_path(path)
-    part_path = part_path_of(path)
-    with named(path):
+    with _in_place_of(as_path(path)) as part_path:
         part_path.mkdir()
-        try:
-            yield part_path
-            for file_path in part_path.iterdir():
-                sync_file(file_path)
-            sync_folder(part_path)
-            os.replace(part_path, path)
-        finally:
-            shutil.rmtree(part_path, ignore_errors=True)
-    sync_folder(path.parent)
+        yield part_path
+        for file_path in part_path.iterdir():
+            sync_file(file_path)
+        sync_folder(part_path)
 
 
 def part_path_of(path: Path) -> Path:
@@ -189,49 +181,28 @@ def sweep_parts(folder: str | Path) -> list[Path]:
     ours = [(path, int(match[2])) for path, match in found if match and match[1] == _this_place()]
     stale = [path for path, process_id in ours if not psutil.pid_exists(process_id)]
     for path in stale:
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        _remove(path)
     return stale
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 # ---------------------------------------------------------------- one writer
 
 
 @contextmanager
-def exclusive(lock_path: str | Path) -> Iterator[None]:
+def exclusive(lock_path: str | Path, *, is_waiting: bool = True) -> Iterator[bool]:
     """Waits for the lock and holds it; the system frees it when this process ends, however.
 
-    A disk that has no locks lets everybody in: what is guarded here is only done twice then.
+    Without waiting, filelock's Timeout says that another one holds it. Yields whether the lock is
+    held: a disk without locks lets everybody in.
     """
-    with _lock(as_path(lock_path), is_waiting=True):
-        yield
-
-
-@contextmanager
-def only_writer(folder: str | Path) -> Iterator[None]:
-    """Holds the folder for this process; FolderInUseError names the one that holds it already."""
-    lock_path = as_path(folder) / LOCK_NAME
-    with ExitStack() as stack:
-        try:
-            is_held = stack.enter_context(_lock(lock_path, is_waiting=False))
-        except Timeout as error:
-            raise FolderInUseError(
-                f"another run writes here ({folder}, process {_owner_in(lock_path)}): "
-                "wait for it, stop it, or choose another output_dir"
-            ) from error
-        if is_held:
-            _sign(lock_path)
-        else:
-            warn(f"a second run could write here too ({lock_path}): this disk has no locks")
-        yield
-
-
-@contextmanager
-def _lock(path: Path, *, is_waiting: bool) -> Iterator[bool]:
-    """Whether the lock is held inside, which is so wherever the disk has locks; Timeout if not."""
-    is_held = True
+    path, is_held = as_path(lock_path), True
     lock = FileLock(path, preserve_lock_file=FileLock is not SoftFileLock)  # it may not be ours
     try:
         with named(path):
@@ -246,18 +217,31 @@ def _lock(path: Path, *, is_waiting: bool) -> Iterator[bool]:
         lock.release()
 
 
-def _sign(lock_path: Path) -> None:
-    """Notes who holds the lock, unless the file says something that is not ours."""
-    with named(lock_path), lock_path.open("r+b") as file:
-        file.seek(1)  # Windows locks the first byte
-        if OWNER.fullmatch(file.read().decode("latin-1")):
-            file.truncate(1)
-            file.seek(1)
-            file.write(f"{os.getpid()} on {platform.node()}\n".encode())
+@contextmanager
+def only_writer(folder: str | Path) -> Iterator[None]:
+    """Holds the folder for this process; FolderInUseError names the one that holds it already."""
+    lock_path = as_path(folder) / LOCK_NAME
+    with ExitStack() as stack:
+        try:
+            is_held = stack.enter_context(exclusive(lock_path, is_waiting=False))
+        except Timeout as error:
+            raise FolderInUseError(
+                f"another run writes here ({folder}, process {_owner_in(lock_path) or 'unknown'}): "
+                "wait for it, stop it, or choose another output_dir"
+            ) from error
+        if not is_held:
+            warn(f"a second run could write here too ({lock_path}): this disk has no locks")
+        elif _owner_in(lock_path) is not None:
+            with named(lock_path), lock_path.open("r+b") as file:
+                file.truncate(1)
+                file.seek(1)
+                file.write(f"{os.getpid()} on {platform.node()}\n".encode())
+        yield
 
 
-def _owner_in(lock_path: Path) -> str:
+def _owner_in(lock_path: Path) -> str | None:
+    """Who holds the lock or held it last; None if the file says something that is not ours."""
     with named(lock_path), lock_path.open("rb") as file:
-        file.seek(1)
-        owner = file.read(200).decode("utf-8", "replace")
-    return owner.strip() if OWNER.fullmatch(owner) else "unknown"
+        file.seek(1)  # Windows locks the first byte
+        said = file.read().decode("utf-8", "replace")
+    return said.strip() if OWNER.fullmatch(said) else None
