@@ -10,6 +10,7 @@ import torch
 from exchange.huggingface import read_safetensors
 from gpt_download import MODELS, download_and_load_gpt2
 from model import Transformer, build_transformer
+from storage import checkpoint
 from system.errors import ConfigError, WeightsError
 from system.process import log, warn
 from tokenizer import END_OF_TEXT_ID
@@ -62,11 +63,10 @@ class Pretrained:
         """
         sizes = architecture_from(self.settings)
         most = sizes.pop("seq_len")
-        with torch.device("meta"):  # shapes alone: nothing is allocated
+        with torch.device(device), checkpoint.undrawn():
             model = build_transformer(
                 self.settings["n_vocab"], seq_len or most, dropout=dropout, **sizes
             )
-        model.to_empty(device=device)
         load_weights_into_gpt(model, self.read())
         return model
 

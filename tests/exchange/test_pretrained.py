@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 import generate
 import gpt_download
 import train
+from exchange import pretrained
 from exchange.pretrained import MODEL_SIZES, from_safetensors, official
 from storage import checkpoint
 from system.errors import ConfigError, WeightsError
@@ -81,6 +82,23 @@ def test_the_first_rows_of_a_resized_table_are_used(huggingface_folder, tmp_path
     save_file(resized, path / "model.safetensors")
     with pytest.raises(WeightsError, match=r"has 50,000 of 50,257"):
         from_safetensors(path)
+
+
+def test_a_model_of_published_weights_has_the_tables_that_no_file_holds(
+    huggingface_folder, monkeypatch
+):
+    build = pretrained.build_transformer
+
+    def with_a_table(*sizes, **more):  # as an attention variant may have
+        model = build(*sizes, **more)
+        model.register_buffer("table", torch.arange(3.0).exp(), persistent=False)
+        return model
+
+    monkeypatch.setattr(pretrained, "build_transformer", with_a_table)
+    state = torch.random.get_rng_state()
+    model = from_safetensors(huggingface_folder).build_model()
+    assert torch.equal(model.table, torch.arange(3.0).exp())
+    assert torch.equal(state, torch.random.get_rng_state())
 
 
 def test_official_weights_are_fine_tuned_by_one_switch(
