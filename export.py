@@ -12,9 +12,6 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from exchange.gguf_file import FILE_TYPES, export_gguf
-from exchange.huggingface import export_huggingface
-from storage import checkpoint
 from system.command_line import Parser
 from system.errors import ExportError
 from system.files import as_path, check_writable, sweep_parts
@@ -22,6 +19,7 @@ from system.process import StopSignals, run_command
 from tokenizer import END_OF_TEXT_ID
 
 PACKAGES = {"hf": "safetensors", "gguf": "gguf"}
+TYPES = ("f32", "f16", "q8_0")  # as in exchange.gguf_file
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -29,8 +27,8 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--to", choices=PACKAGES, required=True, help="Hugging Face folder, or GGUF file")
     add("path", type=as_path, help="the folder or the file to write")
-    add("--checkpoint", type=as_path, default=Path(checkpoint.FINAL_NAME), help="model file")
-    add("--type", choices=FILE_TYPES, help="how GGUF holds the matrices (f16)")
+    add("--checkpoint", type=as_path, default=Path("final_trained_model.pt"), help="model file")
+    add("--type", choices=TYPES, help="how GGUF holds the matrices (f16)")
     options = parser.parse_args(arguments)
     if options.to == "hf" and options.type:
         parser.error("--type is for --to gguf")
@@ -48,15 +46,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     check_writable(path.parent)
     sweep_parts(path.parent)
     with StopSignals():
+        from exchange import gguf_file, huggingface  # torch takes a second, which --help spares
+        from storage import checkpoint
+
         state = checkpoint.load(options.checkpoint)
         num_tokens = len(state["model_state_dict"][checkpoint.EMBEDDING])
         if num_tokens != END_OF_TEXT_ID + 1:
             raise ExportError(f"not GPT-2's vocabulary ({num_tokens:,} tokens): cannot export")
         model = checkpoint.model_from(state).float()
         if options.to == "hf":
-            receipt = export_huggingface(path, state, model)
+            receipt = huggingface.export_huggingface(path, state, model)
         else:
-            receipt = export_gguf(path, state["config"], model, options.type or "f16")
+            receipt = gguf_file.export_gguf(path, state["config"], model, options.type or "f16")
     print(f"saved     {path}\nreceipt   {receipt}")
     print(f"context   give no program more than {model.seq_len} tokens")
 
