@@ -1,4 +1,4 @@
-"""Where and how a command runs: device, precision, seeds, log, signals, the door for errors."""
+"""Where a command runs: the device, the precision, threads, memory and seeds."""
 
 import ctypes
 import os
@@ -56,8 +56,7 @@ class Machine:
 
         A machine that cannot compile says so in one line and gets the module as it is.
         """
-        is_on = wanted == "on" or (wanted == "auto" and self.device.type == "cuda")
-        if not is_on:
+        if wanted == "off" or (wanted == "auto" and self.device.type != "cuda"):
             return module
         try:
             torch.compile(torch.sin)(torch.zeros(2, device=self.device))
@@ -75,18 +74,13 @@ class Machine:
             return torch.cuda.max_memory_allocated(self.device)
         if self.device.type == "mps":
             return torch.mps.current_allocated_memory()
-        return peak_memory()
-
-
-def peak_memory() -> int:
-    """The most bytes of RAM that this process has held; at present where nobody counts the peak."""
-    try:
-        import resource
-    except ImportError:  # on Windows
-        memory = psutil.Process().memory_info()
-        return getattr(memory, "peak_wset", memory.rss)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        try:
+            import resource
+        except ImportError:  # on Windows
+            memory = psutil.Process().memory_info()
+            return getattr(memory, "peak_wset", memory.rss)
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def tune_process() -> None:
@@ -94,7 +88,10 @@ def tune_process() -> None:
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")  # TF32 for products that stay in float32
     torch.set_num_threads(min(torch.get_num_threads(), num_cores()))
-    keep_freed_memory()
+    if "CS_GNU_LIBC_VERSION" in getattr(os, "confstr_names", ()):
+        libc = ctypes.CDLL(None)  # is to keep freed blocks: handed back, they fault in again
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def num_cores() -> int:
@@ -107,14 +104,6 @@ def num_cores() -> int:
     if quota != "max":  # of processor time in each period
         limits.append(max(1, int(quota) // int(period)))
     return min(limits)
-
-
-def keep_freed_memory() -> None:
-    """Tells glibc to keep freed blocks for the next step; handed back, they fault in again."""
-    if "CS_GNU_LIBC_VERSION" in getattr(os, "confstr_names", ()):
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_MAX, 0)
-        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def choose_device(wanted: str) -> tuple[torch.device, str]:

@@ -7,13 +7,13 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import TextIO
 
 from tqdm import tqdm
 
-EXIT_DISK = 6
-EXIT_MEMORY = 8
+from system.errors import OutOfRoomError, OutputError
+
 WRONG_NAME = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
 STOP_SIGNALS = {
     getattr(signal, name): said
@@ -53,12 +53,7 @@ class StopSignals:
                     self._previous[number] = signal.signal(number, self._receive)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler or signal.SIG_DFL)  # None: not installed from Python
 
@@ -81,9 +76,9 @@ class StopSignals:
             self._is_held = was_held
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self._received is not None and hasattr(sys, "ps1"):  # a notebook keeps its variables
-            raise KeyboardInterrupt
         if self._received is not None:
+            if hasattr(sys, "ps1"):  # a notebook keeps its variables
+                raise KeyboardInterrupt
             os._exit(exit_code_after(number))
         self._received = number
         if not self._is_held:
@@ -129,19 +124,14 @@ def exit_code_of(error: BaseException) -> int | None:
     if hasattr(error, "exit_code"):
         return error.exit_code
     if isinstance(error, KeyboardInterrupt):
-        return 128 + signal.SIGINT
+        return exit_code_after(signal.SIGINT)
     if isinstance(error, OSError):
-        return EXIT_DISK
+        return OutputError.exit_code
     torch = sys.modules.get("torch")  # a command that has not imported it has not filled a card
     full_card = getattr(torch, "OutOfMemoryError", MemoryError)
-    if isinstance(error, (MemoryError, full_card)) or is_full_cpu(error):
-        return EXIT_MEMORY
+    if isinstance(error, (MemoryError, full_card)) or "DefaultCPUAllocator" in str(error):
+        return OutOfRoomError.exit_code  # the name is all that torch's RuntimeError of full RAM has
     return None
-
-
-def is_full_cpu(error: BaseException) -> bool:
-    """Whether torch found no memory on the CPU, for which it has no error of its own."""
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
 def describe(error: BaseException) -> str:
@@ -152,7 +142,7 @@ def describe(error: BaseException) -> str:
         return f"{error.strerror}{place}: check {remedy}"
     if isinstance(error, KeyboardInterrupt):
         return "by Ctrl-C"
-    if exit_code_of(error) == EXIT_MEMORY and not hasattr(error, "exit_code"):
+    if exit_code_of(error) == OutOfRoomError.exit_code and not hasattr(error, "exit_code"):
         return f"out of memory ({str(error)[:200].strip() or 'RAM'}): lower batch_size or seq_len"
     return " ".join(str(error).split()) or type(error).__name__
 
