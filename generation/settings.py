@@ -2,10 +2,9 @@
 
 import math
 import numbers
-import operator
 import secrets
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 from system.errors import SamplingError
@@ -20,38 +19,24 @@ class Rule(NamedTuple):
     is_right: Callable[[Any], bool]
     words: str
 
+    def number(self, value: Any) -> int | float | None:
+        """The value as Python's own int or float, None if it is none of the kind: True is not."""
+        wanted = numbers.Integral if self.kind is int else numbers.Real
+        is_number = isinstance(value, wanted) and not isinstance(value, bool)
+        return self.kind(value) if is_number else None
 
-def is_share(value: float) -> bool:
-    return 0 < value <= 1
 
-
-SHARE = Rule(float, is_share, "a number in (0, 1]")
+NUMBER = Rule(float, math.isfinite, "a number")
+POSITIVE = Rule(float, lambda value: 0 < value < math.inf, "a number > 0")
+NOT_NEGATIVE = Rule(float, lambda value: 0 <= value < math.inf, "a number >= 0")
+SHARE = Rule(float, lambda value: 0 < value <= 1, "a number in (0, 1]")
 COUNT = Rule(int, lambda value: value >= 1, "a whole number >= 1")
 LENGTH = Rule(int, lambda value: value >= 0, "a whole number >= 0")
-RULES = {
-    "temperature": Rule(float, lambda value: 0 <= value < math.inf, "a number >= 0"),
-    "top_k": COUNT,
-    "top_p": SHARE,
-    "min_p": SHARE,
-    "typical_p": SHARE,
-    "repetition_penalty": Rule(float, lambda value: 0 < value < math.inf, "a number > 0"),
-    "no_repeat_ngram": LENGTH,
-    "max_new_tokens": LENGTH,
-    "num_samples": COUNT,
-    "num_beams": COUNT,
-    "length_penalty": Rule(float, math.isfinite, "a number"),
-    "seed": Rule(int, lambda value: 0 <= value < 2**63, "a whole number in [0, 2**63)"),
-}
+SEED = Rule(int, lambda value: 0 <= value < 2**63, "a whole number in [0, 2**63)")
 
 
-def plain_number(value: Any, kind: type) -> int | float | None:
-    """The value as Python's own int or float, None if it is no such number: True is none."""
-    try:
-        if isinstance(value, bool) or not isinstance(value, numbers.Real):
-            return None
-        return operator.index(value) if kind is int else float(value)
-    except (TypeError, OverflowError):
-        return None
+def ruled(default: float | None, rule: Rule) -> Any:
+    return field(default=default, metadata={"rule": rule})
 
 
 @dataclass(frozen=True)
@@ -61,13 +46,13 @@ class Sampling:
     Temperature 0 is greedy: the likeliest token, after the two rules against repetition.
     """
 
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    typical_p: float | None = None
-    repetition_penalty: float = 1.0
-    no_repeat_ngram: int = 0
+    temperature: float = ruled(1.0, NOT_NEGATIVE)
+    top_k: int | None = ruled(None, COUNT)
+    top_p: float | None = ruled(None, SHARE)
+    min_p: float | None = ruled(None, SHARE)
+    typical_p: float | None = ruled(None, SHARE)
+    repetition_penalty: float = ruled(1.0, POSITIVE)
+    no_repeat_ngram: int = ruled(0, LENGTH)
 
     def __post_init__(self) -> None:
         problems = self._problems()
@@ -77,12 +62,12 @@ class Sampling:
     def _problems(self) -> list[str]:
         """What is wrong; numbers of other libraries become Python's own."""
         problems = []
-        for field in fields(self):
-            name, value = field.name, getattr(self, field.name)
-            if name not in RULES or (value is None and field.default is None):
+        for setting in fields(self):
+            name, value = setting.name, getattr(self, setting.name)
+            if not setting.metadata or (value is None and setting.default is None):
                 continue
-            rule = RULES[name]
-            number = plain_number(value, rule.kind)
+            rule = setting.metadata["rule"]
+            number = rule.number(value)
             if number is None or not rule.is_right(number):
                 problems.append(f"{name}={value!r} is not {rule.words}")
             object.__setattr__(self, name, number)
@@ -90,12 +75,12 @@ class Sampling:
 
     def __str__(self) -> str:
         """What is not as by default: "temperature 0.8, top-k 40", or "greedy"."""
-        values = {field.name: getattr(self, field.name) for field in fields(Sampling)[1:]}
-        given = {name: value for name, value in values.items() if value != getattr(Sampling, name)}
-        shown = [f"{name.replace('_', '-')} {value}" for name, value in given.items()]
-        return ", ".join(
-            [f"temperature {self.temperature}" if self.temperature else "greedy", *shown]
-        )
+        shown = [f"temperature {self.temperature}" if self.temperature else "greedy"]
+        for setting in fields(Sampling)[1:]:
+            value = getattr(self, setting.name)
+            if value != setting.default:
+                shown.append(f"{setting.name.replace('_', '-')} {value}")
+        return ", ".join(shown)
 
 
 @dataclass(frozen=True)
@@ -106,11 +91,11 @@ class Settings(Sampling):
     With `num_beams` above 1 nothing is drawn, see beam.py.
     """
 
-    max_new_tokens: int = 100
-    num_samples: int = 1
-    num_beams: int = 1
-    length_penalty: float = 1.0
-    seed: int | None = None
+    max_new_tokens: int = ruled(100, LENGTH)
+    num_samples: int = ruled(1, COUNT)
+    num_beams: int = ruled(1, COUNT)
+    length_penalty: float = ruled(1.0, NUMBER)
+    seed: int | None = ruled(None, SEED)
     stop: str | Sequence[str] = ()  # strings at which a text ends
     stop_tokens: Collection[int] = ()  # ids that end it too; none of both is shown
 
@@ -130,3 +115,6 @@ class Settings(Sampling):
 
     def __str__(self) -> str:
         return f"{self.num_beams} beams" if self.num_beams > 1 else super().__str__()
+
+
+RULES = {setting.name: setting.metadata["rule"] for setting in fields(Settings) if setting.metadata}

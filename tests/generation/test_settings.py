@@ -10,7 +10,7 @@ from system.errors import SamplingError
 
 WRONG = {
     "temperature": [-0.1, math.nan, math.inf, "0.8", True, None],
-    "top_k": [0, -1, 5.0, np.float64(5), "5", True],
+    "top_k": [0, 5.0, np.float64(5), "5", True],
     "top_p": [0.0, 1.1, math.nan],
     "min_p": [0, 2],
     "typical_p": [0, 2],
@@ -24,13 +24,12 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [(name, value) for name in RULES for value in WRONG[name]]
-)
-def test_a_setting_that_means_nothing_is_named_with_its_value(name, value):
-    with pytest.raises(SamplingError) as caught:
-        Settings(**{name: value})
-    assert str(caught.value) == f"sampling: {name}={value!r} is not {RULES[name].words}"
+@pytest.mark.parametrize("name", RULES)
+def test_a_setting_that_means_nothing_is_named_with_its_value(name):
+    for value in WRONG[name]:
+        with pytest.raises(SamplingError) as caught:
+            Settings(**{name: value})
+        assert str(caught.value) == f"sampling: {name}={value!r} is not {RULES[name].words}"
 
 
 def test_all_senseless_settings_are_named_together():
@@ -47,20 +46,13 @@ def test_a_stop_that_is_no_text_is_named(stop):
 def test_numbers_of_numpy_become_plain_ones():
     settings = Settings(seed=np.int64(1), top_k=np.uint8(5), temperature=np.float64(0.5), top_p=1)
     values = settings.seed, settings.top_k, settings.temperature, settings.top_p
-    assert [(type(value), value) for value in values] == [
-        (int, 1),
-        (int, 5),
-        (float, 0.5),
-        (float, 1),
-    ]
+    assert repr(values) == "(1, 5, 0.5, 1.0)"
 
 
-@pytest.mark.parametrize(
-    "idle", [{"top_k": 5}, {"temperature": 0}, {"num_samples": 2}, {"no_repeat_ngram": 2}], ids=str
-)
-def test_a_setting_without_effect_on_beams_is_named(idle):
-    with pytest.raises(SamplingError, match=f"leave out {next(iter(idle))}"):
-        Settings(num_beams=2, **idle)
+def test_all_settings_without_effect_on_beams_are_named():
+    named = "leave out temperature, top_k, no_repeat_ngram, num_samples"
+    with pytest.raises(SamplingError, match=named):
+        Settings(num_beams=2, temperature=0, top_k=5, no_repeat_ngram=2, num_samples=2)
 
 
 def test_settings_say_what_they_are():
