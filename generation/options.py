@@ -3,9 +3,8 @@
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from corpus.text import decode_text
@@ -27,9 +26,7 @@ class Option(NamedTuple):
     modes: set[str]  # in which it has an effect; elsewhere it is an error
     remark: str
     default: Any = None
-    form: Mapping[str, Any] = MappingProxyType(
-        {}
-    )  # for argparse; a setting's follows from its rule
+    form: dict[str, Any] | None = None  # for argparse; a setting's follows from its rule
 
 
 FLAG, REPEATABLE, PATH = {"action": "store_true"}, {"action": "append"}, {"type": as_path}
@@ -74,18 +71,15 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     source = parser.add_mutually_exclusive_group()
     for name, option in OPTIONS.items():
         shown = f" ({option.default})" if option.default not in (None, False, []) else ""
-        form = {"type": RULES[name].kind} if name in RULES else option.form
-        group = source if name in ("checkpoint", "model") else parser
-        group.add_argument(
-            flag(name), default=argparse.SUPPRESS, help=option.remark + shown, **form
-        )
+        form = {"type": RULES[name].kind} if name in RULES else option.form or {}
+        form = {**form, "default": argparse.SUPPRESS, "help": option.remark + shown}
+        (source if name in ("checkpoint", "model") else parser).add_argument(flag(name), **form)
     given = vars(parser.parse_args(arguments))
     mode = mode_of(given)
-    defaults = {name: option.default for name, option in OPTIONS.items()}
-    options = argparse.Namespace(**defaults | given, mode=mode)
+    values = {name: option.default for name, option in OPTIONS.items()} | given
     wanted = [name for name in (*RULES, "stop") if mode in OPTIONS[name].modes]
-    options.settings = Settings(**{name: getattr(options, name) for name in wanted})
-    return options
+    settings = Settings(**{name: values[name] for name in wanted})
+    return argparse.Namespace(**values, mode=mode, settings=settings)
 
 
 def mode_of(given: dict[str, Any]) -> str:
@@ -103,37 +97,22 @@ def mode_of(given: dict[str, Any]) -> str:
     return mode
 
 
-# ---------------------------------------------------------------- prompts
-
-
 def prompts_of(options: argparse.Namespace) -> list[str]:
     """All prompts given: by --prompt, by --prompt-file, else through a pipe."""
     prompts, path = list(options.prompt), options.prompt_file
     if path:
-        prompts += prompts_in(file_bytes(path), str(path), one_a_line=options.one_a_line)
+        try:
+            raw = path.read_bytes()
+        except OSError as error:
+            cause = f"cannot read the prompt file ({path}: {error.strerror})"
+            raise ConfigError(f"{cause}: name a text file, or give --prompt") from error
+        prompts += prompts_in(raw, str(path), one_a_line=options.one_a_line)
     elif not prompts and options.mode != TALK:
-        prompts = prompts_in(piped_bytes(), "the pipe", one_a_line=options.one_a_line)
+        if sys.stdin is None or sys.stdin.isatty():
+            sources = '--prompt "Once upon a time", --interactive, or a text on stdin'
+            raise ConfigError(f"no prompt: give {sources}")
+        prompts = prompts_in(sys.stdin.buffer.read(), "the pipe", one_a_line=options.one_a_line)
     return prompts
-
-
-def file_bytes(path: Path) -> bytes:
-    """What is in the file; ConfigError where there is none to read."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        cause = f"cannot read the prompt file ({path}: {error.strerror})"
-        raise ConfigError(f"{cause}: name a text file, or give --prompt") from error
-
-
-def piped_bytes() -> bytes:
-    """What comes through the pipe; ConfigError where there is none."""
-    missing = 'no prompt: give --prompt "Once upon a time", --interactive, or a text on stdin'
-    if sys.stdin is None or sys.stdin.isatty():
-        raise ConfigError(missing)
-    try:
-        return sys.stdin.buffer.read()
-    except OSError as error:
-        raise ConfigError(missing) from error
 
 
 def prompts_in(raw: bytes, name: str, *, one_a_line: bool) -> list[str]:
@@ -159,9 +138,10 @@ def prompts_in(raw: bytes, name: str, *, one_a_line: bool) -> list[str]:
 def prompt_in_json(line: str, place: str) -> str:
     try:
         value = json.loads(line)
-        prompt = value if isinstance(value, str) else value["prompt"]
-        assert isinstance(prompt, str)
-    except (ValueError, KeyError, TypeError, AssertionError, RecursionError) as error:
+    except (ValueError, RecursionError):
+        value = None
+    prompt = value.get("prompt") if isinstance(value, dict) else value
+    if not isinstance(prompt, str):
         wanted = '"Once upon a time", or {"prompt": "Once upon a time"}'
-        raise DataError(f"no prompt ({place}): write {wanted}") from error
+        raise DataError(f"no prompt ({place}): write {wanted}")
     return prompt
