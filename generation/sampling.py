@@ -70,9 +70,6 @@ def draw(logits: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
     return torch.searchsorted(cumulative, point, right=True)[:, 0].to(logits.device)
 
 
-# ---------------------------------------------------------------- against repetition
-
-
 def penalize_repetition(logits: Tensor, history: History, penalty: float) -> Tensor:
     """Tokens of the row's history made less likely for penalty > 1 (Keskar et al. 2019).
 
@@ -109,9 +106,6 @@ def mark(logits: Tensor, ids: Sequence[set[int]]) -> Tensor:
     return mask.to(logits.device)
 
 
-# ---------------------------------------------------------------- which tokens are in
-
-
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
     """(B, V) with all but the k highest logits of each row at -inf; ties with the k-th stay."""
     lowest_kept = logits.topk(min(k, logits.size(-1))).values[:, -1:]  # (B, 1)
@@ -121,8 +115,7 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
     """(B, V) with the nucleus kept: the fewest tokens whose probabilities reach p, others -inf.
 
-    The token that crosses p belongs to it (Holtzman et al. 2020), so at least one is kept. Of equal
-    tokens the first ids are kept; p = 1 keeps all.
+    The token that crosses p belongs to it (Holtzman et al. 2020). Of equals the first ids are kept.
     """
     return keep_first(logits, p, preference=logits)
 
