@@ -10,6 +10,7 @@ Shapes: B batch, T time, C channels, V vocabulary.
 
 from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -42,12 +43,11 @@ class PackedLinear(CastLinear):
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
         super().__init__(weight, bias, dtype)
-        self.dtype = dtype
         self.weight = torch.ops.mkldnn._reorder_linear_weight.default(self.weight, 1)
         self.product = torch.ops.mkldnn._linear_pointwise.default
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.product(x.to(self.dtype), self.weight, self.bias, "none", [], "")
+        return self.product(x.to(self.weight.dtype), self.weight, self.bias, "none", [], "")
 
 
 class Int8Linear(nn.Module):
@@ -83,21 +83,12 @@ class Wide(nn.Module):
         return self.layer(x).to(x.dtype)
 
 
-class TiedHead:
-    """Logits in float32 by the embedding's table: (..., C) -> (..., V)."""
-
-    def __init__(self, table: Tensor, output: Linear, *, is_exact: bool) -> None:
-        self.table, self.output, self.is_exact = table, output, is_exact
-
-    def __call__(self, hidden: Tensor) -> Tensor:
-        logits = self.output(hidden).float()
-        return logits if self.is_exact else self.repaired(logits, hidden)
-
-    def repaired(self, logits: Tensor, hidden: Tensor) -> Tensor:
-        """The logits with the highest of them computed again from float32 weights."""
-        best = logits.topk(min(NUM_REPAIRED, logits.size(-1))).indices  # (..., K)
-        rows = self.table[best]  # (..., K, C)
-        return logits.scatter(-1, best, (rows @ hidden.float()[..., None])[..., 0])
+def repaired_logits(hidden: Tensor, *, output: Linear, table: Tensor) -> Tensor:
+    """(..., C) -> (..., V) by a narrow output layer, the highest again by the embedding's table."""
+    logits = output(hidden).float()
+    best = logits.topk(min(NUM_REPAIRED, logits.size(-1))).indices  # (..., K)
+    rows = table[best]  # (..., K, C)
+    return logits.scatter(-1, best, (rows @ hidden.float()[..., None])[..., 0])
 
 
 @torch.no_grad()
@@ -117,13 +108,16 @@ def prepared(
     def linear(weight: Tensor, bias: Tensor | None) -> Linear:
         if precision == "int8" and weight.size(1) > 1:  # torch multiplies one column wrongly
             return Int8Linear(weight, bias)
-        is_packed = device.type == "cpu" and dtype != torch.float16 and has_packed_product()
+        has_product = hasattr(torch.ops.mkldnn, "_reorder_linear_weight")  # not every build has it
+        is_packed = device.type == "cpu" and dtype != torch.float16 and has_product
         return (PackedLinear if is_packed else CastLinear)(weight, bias, dtype)
 
     result = shared_copy(model, device).eval()
     if has_tied_head(result):
         table = result.input_embedding.embedding.weight
-        result.head = TiedHead(table, linear(table, None), is_exact=dtype == torch.float32)
+        output = linear(table, None).forward  # as a module, the class's own `head` would hide it
+        is_exact = dtype == torch.float32
+        result.head = output if is_exact else partial(repaired_logits, output=output, table=table)
     parts = [part for block in result.blocks for part in block.children()]
     among_their_like = {
         layer for part in parts if holds_linear_layers_alone(part) for layer in part.modules()
@@ -160,10 +154,3 @@ def has_tied_head(model: Transformer) -> bool:
     table = model.input_embedding.embedding.weight
     hidden = torch.linspace(-1, 1, table.size(1), dtype=table.dtype, device=table.device)[None]
     return torch.equal(model.head(hidden), F.linear(hidden, table))
-
-
-def has_packed_product() -> bool:
-    """Whether this torch has the products that its compiler uses for constant weights."""
-    return torch.backends.mkldnn.is_available() and hasattr(
-        torch.ops.mkldnn, "_reorder_linear_weight"
-    )
