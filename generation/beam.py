@@ -3,13 +3,15 @@
 Shapes: B prompts, K beams of each, V vocabulary.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
 from generation.decoding import Context
 from generation.sampling import check_finite
+from generation.settings import Settings
+from tokenizer import END_OF_TEXT_ID
 
 UNUSED = -1e9  # score of the beams beside the first, before the first step has told them apart
 
@@ -25,68 +27,55 @@ class Candidate(NamedTuple):
 class Search:
     """The beams of one prompt: `scores` of those that go on, and those that have ended."""
 
-    def __init__(self, num_beams: int, length_penalty: float, stop_tokens: Collection[int]) -> None:
-        self.num_beams = num_beams
-        self.length_penalty = length_penalty
-        self.stop_tokens = stop_tokens
-        self.beams: list[list[int]] = [[] for _ in range(num_beams)]
-        self.scores = [0.0] + [UNUSED] * (num_beams - 1)
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.stop_tokens = {END_OF_TEXT_ID, *settings.stop_tokens}
+        self.beams: list[list[int]] = [[] for _ in range(settings.num_beams)]
+        self.scores = [0.0] + [UNUSED] * (settings.num_beams - 1)
         self.ended: list[tuple[float, list[int]]] = []  # best first
         self.is_over = False
 
     def advance(self, candidates: Sequence[Candidate], *, is_last: bool) -> list[int]:
         """Takes the next tokens, best first; returns which beam each new beam comes from."""
-        ends = [is_last or candidate.token in self.stop_tokens for candidate in candidates]
-        length = len(self.beams[0]) + 1
-        for candidate, has_ended in list(zip(candidates, ends, strict=True))[: self.num_beams]:
-            if has_ended:
+        K, going_on = self.settings.num_beams, []
+        divisor = (len(self.beams[0]) + 1) ** self.settings.length_penalty
+        for rank, candidate in enumerate(candidates):
+            if not is_last and candidate.token not in self.stop_tokens:
+                going_on.append(candidate)
+            elif rank < K:
                 ids = [*self.beams[candidate.beam], candidate.token]
-                self.ended.append((candidate.score / length**self.length_penalty, ids))
-        self.ended = sorted(self.ended, key=lambda pair: -pair[0])[: self.num_beams]
-
-        going_on = [c for c, has_ended in zip(candidates, ends, strict=True) if not has_ended]
-        going_on = going_on[: self.num_beams]
+                self.ended.append((candidate.score / divisor, ids))
+        self.ended = sorted(self.ended, key=lambda pair: -pair[0])[:K]
+        going_on = going_on[:K]
         self.beams = [[*self.beams[c.beam], c.token] for c in going_on]
         self.scores = [c.score for c in going_on]
-        is_full = len(self.ended) == self.num_beams
-        self.is_over = is_last or (
-            is_full and self.scores[0] / length**self.length_penalty <= self.ended[-1][0]
-        )
+        is_full = len(self.ended) == K
+        self.is_over = is_last or (is_full and self.scores[0] / divisor <= self.ended[-1][0])
         return [c.beam for c in going_on]
-
-    @property
-    def best(self) -> list[int]:
-        return self.ended[0][1] if self.ended else []
 
 
 @torch.inference_mode()
-def beam_search(
-    context: Context,
-    *,
-    num_beams: int,
-    length_penalty: float = 1.0,
-    stop_tokens: Collection[int] = (),
-) -> list[list[int]]:
+def beam_search(context: Context, settings: Settings) -> list[list[int]]:
     """The ids that follow each prompt, by log-probability / length ** length_penalty.
 
     The context has every prompt `num_beams` times, one after the other. A search ends when
     `num_beams` texts have ended and no beam that goes on is better, by the same measure, than the
     worst of them; at the context's `max_new_tokens` all beams end.
     """
-    num_prompts = len(context.rows) // num_beams
-    searches = [Search(num_beams, length_penalty, stop_tokens) for _ in range(num_prompts)]
-    live = searches
+    K = settings.num_beams
+    live = searches = [Search(settings) for _ in context.rows[::K]]
+    per_search = (1 + len(searches[0].stop_tokens)) * K
     for step in range(context.max_new_tokens):
-        found = best_candidates(context, live, per_search=max(2, 1 + len(stop_tokens)) * num_beams)
+        found = best_candidates(context, live, per_search=per_search)
         is_last = step == context.max_new_tokens - 1
         origins = [s.advance(c, is_last=is_last) for s, c in zip(live, found, strict=True)]
         kept = [number for number, search in enumerate(live) if not search.is_over]
         if not kept:
             break
-        context.select([number * num_beams + beam for number in kept for beam in origins[number]])
+        context.select([number * K + beam for number in kept for beam in origins[number]])
         live = [live[number] for number in kept]
         context.append([beam[-1] for search in live for beam in search.beams])
-    return [search.best for search in searches]
+    return [search.ended[0][1] if search.ended else [] for search in searches]
 
 
 def best_candidates(
@@ -98,8 +87,7 @@ def best_candidates(
     V = logits.size(-1)
     scores = torch.tensor([search.scores for search in searches], device=logits.device)
     totals = logits.log_softmax(-1).view(len(searches), -1, V) + scores[..., None]  # (B, K, V)
-    totals = totals.flatten(1)
-    values, places = totals.topk(min(per_search, totals.size(1)))
+    values, places = totals.flatten(1).topk(min(per_search, totals[0].numel()))
     return [
         [Candidate(score, place // V, place % V) for score, place in zip(*pair, strict=True)]
         for pair in zip(values.tolist(), places.tolist(), strict=True)

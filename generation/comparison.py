@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -48,8 +48,7 @@ COMPARED = list(COLUMNS)[1:]  # what is measured of each text
 Passage = tuple[list[int], list[int]]  # ids: an opening, and what follows it
 
 
-@dataclass(frozen=True)
-class Reference:
+class Reference(NamedTuple):
     """Human text to compare with, as token ids: what the model has read, and what it has not."""
 
     train_ids: np.ndarray
@@ -105,17 +104,15 @@ class Comparison:
     def table(self, width: int) -> str:
         """The numbers as aligned text, human text last, and what they are."""
         margin = max(map(len, self.values)) + 2
-        at_once = max(1, (width - margin) // CELL)
-        blocks = []
-        for start in range(0, len(COLUMNS), at_once):
-            columns = list(COLUMNS)[start : start + at_once]
-            headings = "".join(f"{COLUMNS[column][0]:>{CELL}}" for column in columns)
-            lines = [" " * margin + headings]
-            for name, numbers in self.numbers.items():
-                cells = [format(numbers[column], COLUMNS[column][1]) for column in columns]
-                cells = [f"{cell.replace('nan', '-'):>{CELL}}" for cell in cells]
-                lines.append(f"{name:<{margin}}" + "".join(cells))
-            blocks.append("\n".join(lines))
+        rows = {"": "".join(f"{heading:>{CELL}}" for heading, _, _ in COLUMNS.values())}
+        for name, numbers in self.numbers.items():
+            cells = [format(numbers[column], form) for column, (_, form, _) in COLUMNS.items()]
+            rows[name] = "".join(f"{cell.replace('nan', '-'):>{CELL}}" for cell in cells)
+        step = CELL * max(1, (width - margin) // CELL)
+        blocks = [
+            "\n".join(f"{name:<{margin}}{row[start : start + step]}" for name, row in rows.items())
+            for start in range(0, CELL * len(COLUMNS), step)
+        ]
         form = {"width": max(2 * CELL, width), "subsequent_indent": " " * CELL}
         legend = "\n".join(textwrap.fill(line, **form) for line in self.legend())
         return "\n\n".join([*blocks, legend])
@@ -123,9 +120,7 @@ class Comparison:
     def legend(self) -> list[str]:
         """What the table shows, a line for each column, and which setting is nearest."""
         lines = [f"{heading:<{CELL}}{meaning}" for heading, _, meaning in COLUMNS.values()]
-        lines.append(
-            f"The numbers are means over continuations of the same {NUM_OPENINGS} openings."
-        )
+        lines.append(f"Numbers are means over continuations of the same {NUM_OPENINGS} openings.")
         lines.append(f"Samples in training and generate.py use {Sampling(**SAMPLE)}.")
         if self.nearest:
             lines.append(f"{NEAREST}: {', '.join(self.nearest)}")
@@ -134,8 +129,12 @@ class Comparison:
         return lines
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON; recommended is a setting that is nearest beyond chance."""
-        numbers, nearest = self.numbers, self.nearest
+        """For JSON, None for what is not finite; recommended is what is nearest beyond chance."""
+        numbers = {
+            name: {key: value if np.isfinite(value) else None for key, value in values.items()}
+            for name, values in self.numbers.items()
+        }
+        nearest = self.nearest
         return {
             "texts": self.texts,
             "human": numbers.pop(HUMAN, None),
@@ -156,23 +155,23 @@ def compare_settings(
     max_new_tokens: int,
     seed: int,
     reference: Reference | None = None,
-    strategies: dict[str, dict[str, Any]] = STRATEGIES,
 ) -> Comparison:
-    """Texts and numbers of each strategy; those of human text with a reference to take it from.
+    """Texts and numbers of all STRATEGIES; those of human text with a reference to take it from.
 
-    All strategies continue the prompt and the same openings in one batch. The openings are those of
+    They continue the prompt and the same openings in one batch. The openings are those of
     passages of the held-out text, else what the model makes of the prompt.
     """
     if reference is None:
         settings = Settings(max_new_tokens=OPENING_TOKENS, num_samples=NUM_OPENINGS, seed=seed)
-        openings = [row.prompt_ids + row.ids for row in generator.write([prompt], settings)]
+        rows = generator.write(generator.rows([prompt], settings), settings)
+        openings = [row.prompt_ids + row.ids for row in rows]
         passages = {}
     else:
         human = human_passages(reference.val_ids, max_new_tokens)
         openings, passages = [opening for opening, _ in human], {HUMAN: human}
     texts, speeds, written = {}, {}, {}
     write_openings(generator, prompt, openings, Settings(max_new_tokens=3))  # the device warms up
-    for name, strategy in strategies.items():
+    for name, strategy in STRATEGIES.items():
         settings = Settings(max_new_tokens=max_new_tokens, seed=seed, **strategy)
         start = time.perf_counter()
         first, *rows = write_openings(generator, prompt, openings, settings)
@@ -188,13 +187,10 @@ def write_openings(
     generator: TextGenerator, prompt: str, openings: Sequence[list[int]], settings: Settings
 ) -> list[Row]:
     """The rows that continue the prompt and each opening, with the seeds seed, seed + 1, ..."""
-    seeds = [settings.seed + number for number in range(len(openings) + 1)]
-    rows = [row for seed in seeds for row in generator.rows([prompt], replace(settings, seed=seed))]
+    rows = generator.rows([prompt], replace(settings, num_samples=1 + len(openings)))
     for row, opening in zip(rows[1:], openings, strict=True):
         row.prompt_ids = opening
-    for _ in generator.steps(rows, settings):
-        pass
-    return rows
+    return generator.write(rows, settings)
 
 
 def measure(

@@ -1,11 +1,10 @@
 """What generate.py shows besides plain texts: JSON lines, prompts one by one, the comparison."""
 
 import json
-import math
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,17 +28,6 @@ CHANGEABLE = [name for name in RULES if TALK in OPTIONS[name].modes]
 BETWEEN = "---"  # between two texts
 
 
-def print_json(value: dict[str, Any]) -> None:
-    """A line of JSON as every program reads it: null for a number that is not finite."""
-
-    def strict(part: Any) -> Any:
-        if isinstance(part, dict):
-            return {key: strict(inner) for key, inner in part.items()}
-        return None if isinstance(part, float) and not math.isfinite(part) else part
-
-    print(json.dumps(strict(value), allow_nan=False))
-
-
 def show(
     rows: Sequence[Row], steps: Iterable[dict[int, str]], settings: Settings, *, as_json: bool
 ) -> None:
@@ -55,7 +43,7 @@ def show(
     if as_json:
         for row in rows:
             text = {"prompt": row.prompt, "text": row.text, "seed": row.seed}
-            print_json({**text, "num_tokens": len(row.ids), "tokens_per_second": speed})
+            print(json.dumps({**text, "num_tokens": len(row.ids), "tokens_per_second": speed}))
     else:
         texts = [printable(row.prompt + row.text) for row in rows]
         print("" if is_streamed else f"\n{BETWEEN}\n".join(texts))
@@ -73,9 +61,6 @@ def notice_long(generator: TextGenerator, prompts: Sequence[str]) -> None:
             note(f"notice: the prompt has {num_tokens} tokens, the model reads the last {seq_len}")
 
 
-# ---------------------------------------------------------------- prompts one by one
-
-
 def converse(generator: TextGenerator, settings: Settings) -> None:
     """Asks for prompts and continues them until the input ends; `/name value` changes a setting."""
     if sys.stdin is None:
@@ -83,7 +68,7 @@ def converse(generator: TextGenerator, settings: Settings) -> None:
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="replace")
     note(HINT)
-    for line in asked(input):
+    for line in asked():
         if line.startswith("/") and not line.startswith("//"):
             settings = changed(settings, line)
             continue
@@ -97,11 +82,11 @@ def converse(generator: TextGenerator, settings: Settings) -> None:
         settings = replace(settings, seed=settings.seed + 1)
 
 
-def asked(read_line: Callable[[str], str]) -> Iterator[str]:
+def asked() -> Iterator[str]:
     """The lines that the user types; Ctrl-C at the question asks again."""
     while True:
         try:
-            yield read_line("> ")
+            yield input("> ")
         except EOFError:
             print()
             return
@@ -110,11 +95,15 @@ def asked(read_line: Callable[[str], str]) -> Iterator[str]:
 
 
 def changed(settings: Settings, line: str) -> Settings:
-    """The settings after a line like "/top-k 40" or "/top-k off"; what is wrong is said."""
+    """The settings after "/top-k 40", "/top-k off" or "/help", which shows all; errors are said."""
     word, _, value = line[1:].rstrip().partition(" ")
     name = word.replace("-", "_")
     if word == "help":
-        note(described(settings))
+        for setting in CHANGEABLE:
+            present = getattr(settings, setting)
+            shown = "off" if present is None else str(present)
+            note(f"/{flag(setting)[2:]:<20}{shown:<12}{OPTIONS[setting].remark}")
+        note(CHANGING)
     elif name not in CHANGEABLE:
         note(f"error: no such setting (/{word}): /help shows them all")
     else:
@@ -128,31 +117,16 @@ def changed(settings: Settings, line: str) -> Settings:
     return settings
 
 
-def described(settings: Settings) -> str:
-    """Every setting that can be changed: how, its value, what it means."""
-    values = {name: getattr(settings, name) for name in CHANGEABLE}
-    lines = [
-        f"/{flag(name)[2:]:<20}{'off' if value is None else value!s:<12}{OPTIONS[name].remark}"
-        for name, value in values.items()
-    ]
-    return "\n".join([*lines, CHANGING])
-
-
-# ---------------------------------------------------------------- the comparison
-
-
 def compare(
     generator: TextGenerator, prompts: Sequence[str], options: Namespace, state: dict[str, Any]
 ) -> None:
     """Shows every strategy from each prompt, with numbers, and draws the first prompt's."""
     reference = find_reference(generator.tokenizer, state)
     sizes = {"max_new_tokens": options.max_new_tokens, "seed": options.settings.seed}
-    comparisons = [
-        compare_settings(generator, prompt, reference=reference, **sizes) for prompt in prompts
-    ]
-    for comparison in comparisons:
-        print_json(comparison.as_dict()) if options.json else print(comparison)
-    plot_comparison(Path(COMPARISON_NAME), comparisons[0])
+    compared = [compare_settings(generator, p, reference=reference, **sizes) for p in prompts]
+    for comparison in compared:
+        print(json.dumps(comparison.as_dict()) if options.json else comparison)
+    plot_comparison(Path(COMPARISON_NAME), compared[0])
     note(f"({COMPARISON_NAME}, seed {options.settings.seed})")
 
 
@@ -161,14 +135,13 @@ def find_reference(tokenizer: GPT2Tokenizer, state: dict[str, Any]) -> Reference
     from corpus.corpus import read_corpus  # brings the whole data path; only --compare needs it
 
     cause = "the model does not say which text it was trained on"
-    if "text_sha256" in state:
-        try:
+    try:
+        if "text_sha256" in state:
             corpus = read_corpus({"data": "", **state["config"]}, tokenizer, share_rows=False)
-        except (DataError, KeyError, OSError) as error:
-            cause = str(error)
-        else:
             if corpus.text_sha256 == state["text_sha256"]:
                 return Reference(corpus.train_ids, corpus.val_ids.numpy())
             cause = f"the model was not trained on {corpus.path}"
+    except (DataError, KeyError, OSError) as error:
+        cause = str(error)
     note(f"no comparison with human text, nor a search for copied passages: {cause}")
     return None

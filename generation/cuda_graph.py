@@ -1,8 +1,8 @@
 """One more token a row, in kernels that CUDA records once and then replays.
 
-For one token a GPU may compute faster than Python can ask it to, as a step is some hundred kernels.
-A CUDA graph launches them all at once. It repeats the same kernels on the same memory, so what
-differs from step to step is read from one tensor. Not for several threads at once.
+A step is some hundred kernels, which Python launches more slowly than a GPU computes them. A CUDA
+graph launches all at once: the same kernels on the same memory, so what differs from step to step
+is read from one tensor. Not for several threads at once.
 
 Shapes: B batch, V vocabulary.
 """
@@ -23,8 +23,7 @@ RECORDED_STEP = 1  # the second one: a text of one more token is not worth a rec
 class OneTokenStep:
     """What follows one more token of each row of `cache`: `step(tokens)` -> logits (B, V).
 
-    Rows that have left the cache are computed on, for another number of rows would be another
-    recording. The logits are overwritten by the next call.
+    The next call overwrites them. Rows that have left are computed on: fewer need a new recording.
     """
 
     def __init__(self, model: Transformer, cache: KeyValueCache) -> None:
@@ -53,8 +52,8 @@ class OneTokenStep:
 def recorded(compute: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor] | None:
     """A function that replays `compute` as a CUDA graph, or None, with a warning, where it cannot.
 
-    `compute` is called twice here, so a second call must not change what it gives. Its result is
-    the same tensor each time. The caller keeps alive what it reads and writes.
+    Its result is the same tensor each time. `compute` is called twice, a second call must not
+    change what it gives, and the caller keeps alive what it reads and writes.
     """
     try:
         stream, graph = side_stream(device), torch.cuda.CUDAGraph()

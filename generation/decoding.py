@@ -4,14 +4,14 @@ Shapes: B batch, T time in tokens, C channels, V vocabulary.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from generation.cuda_graph import OneTokenStep
-from generation.kv_cache import KeyValueCache, is_cacheable, new_cache
+from generation.kv_cache import KeyValueCache, is_cacheable
 from generation.sampling import choose
 from generation.settings import Sampling
 from model import Transformer, evaluation_mode
@@ -23,11 +23,9 @@ class Context:
     """What the model has read of B rows: `logits()` of what comes next, `append` to go on.
 
     The model sees the last `seq_len` tokens of a row. While they fit, each new token is computed
-    alone, from the cache. Learned positions cannot slide: once a row is longer than the context,
-    every window is read anew, so the logits are those of reading the window without a cache. So is
-    each window of a variant whose attention is not the one that the cache computes.
-
-    Ids from `vocab_size` on are no tokens: a table may have more rows, and they are never chosen.
+    alone, from the cache. Learned positions cannot slide, so the window of a longer row is read
+    anew each time, as is that of a variant whose attention the cache does not compute. Ids from
+    `vocab_size` on are no tokens, though the model may have rows for them, and are never chosen.
     """
 
     def __init__(
@@ -46,19 +44,18 @@ class Context:
         self.cache: KeyValueCache | None = None
         if is_cacheable(model):
             capacity = min(model.seq_len, max(map(len, prompts)) + max_new_tokens)
-            self.cache = new_cache(model, len(prompts), capacity)
-            self.read_one: Callable[[Sequence[int]], Tensor] = partial(
-                next_logits, model, self.cache
-            )
-            if model.device.type in REPLAYING:
-                self.read_one = OneTokenStep(model, self.cache)
+            self.cache = KeyValueCache(model, len(prompts), capacity)
+            is_replayed = model.device.type in REPLAYING
+            self.read_one = OneTokenStep(model, self.cache) if is_replayed else self._next_logits
 
     def logits(self) -> Tensor:
         """Of the next token of each row, (B, V); the next call may overwrite them."""
         lengths = [len(row) for row in self.rows]
         known = self.cache.lengths if self.cache else None
         is_one_token_new = known == [length - 1 for length in lengths]
-        with self._evaluating():
+        # a caller who trains the model between two steps still has dropout there
+        is_training = any(module.training for module in self._modules)
+        with evaluation_mode(self.model) if is_training else nullcontext():
             if max(lengths) <= self.model.seq_len and is_one_token_new:
                 logits = self.read_one([row[-1] for row in self.rows])
             else:
@@ -76,29 +73,22 @@ class Context:
         if self.cache:
             self.cache.select(rows)
 
-    def _evaluating(self) -> AbstractContextManager[None]:
-        """No dropout during a step; a caller who trains the model in between still has it."""
-        is_training = any(module.training for module in self._modules)
-        return evaluation_mode(self.model) if is_training else nullcontext()
+    def _next_logits(self, tokens: Sequence[int]) -> Tensor:
+        """What follows one more token of each row: (B, V)."""
+        latest = torch.tensor(tokens, device=self.model.device)[:, None]
+        return self.model.head(self.model.hidden_states(latest, self.cache)[:, 0])
 
     def _read_windows(self) -> Tensor:
         """Final states (B, C) of the last token of each row, after reading its window anew."""
-        windows = [row[-self.model.seq_len :] for row in self.rows]
+        windows = [torch.tensor(row[-self.model.seq_len :]) for row in self.rows]
         lengths = [len(window) for window in windows]
-        padded = [window + [0] * (max(lengths) - len(window)) for window in windows]
-        tokens = torch.tensor(padded, device=self.model.device)
+        tokens = pad_sequence(windows, batch_first=True).to(self.model.device)
         if self.cache:
             self.cache.lengths = [0] * len(windows)
         hidden = self.model.hidden_states(tokens, self.cache)
         if self.cache:
             self.cache.lengths = lengths
         return hidden[range(len(windows)), [length - 1 for length in lengths]]
-
-
-def next_logits(model: Transformer, cache: KeyValueCache, tokens: Sequence[int]) -> Tensor:
-    """What follows one more token of each row: (B, V)."""
-    latest = torch.tensor(tokens, device=model.device)[:, None]
-    return model.head(model.hidden_states(latest, cache)[:, 0])
 
 
 def continue_rows(

@@ -6,11 +6,10 @@ from typing import Any
 from generation.beam import beam_search
 from generation.decoding import Context, continue_rows
 from generation.row import Row
-from generation.scoring import Score, score_document
 from generation.settings import Settings
 from model import Transformer
-from system.errors import CheckpointError, SamplingError
-from tokenizer import END_OF_TEXT, END_OF_TEXT_ID, GPT2Tokenizer
+from system.errors import CheckpointError
+from tokenizer import GPT2Tokenizer
 
 
 class TextGenerator:
@@ -39,71 +38,51 @@ class TextGenerator:
         likeliest that beam search finds, by log-probability / length ** `length_penalty`.
         """
         prompts = [prompt] if isinstance(prompt, str) else prompt
-        rows = self.write(prompts, Settings(max_new_tokens=max_new_tokens, **settings))
+        wanted = Settings(max_new_tokens=max_new_tokens, **settings)
+        rows = self.write(self.rows(prompts, wanted), wanted)
         texts = [row.prompt + row.text for row in rows]
         return texts[0] if isinstance(prompt, str) and len(texts) == 1 else texts
 
     def stream(self, prompt: str, max_new_tokens: int = 100, **settings: Any) -> Iterator[str]:
         """The continuation piece by piece, never half a character nor part of a stop string."""
-        wanted = Settings(max_new_tokens=max_new_tokens, **settings)
-        if wanted.num_samples > 1:
-            raise SamplingError(
-                f"a stream is one text (num_samples={wanted.num_samples}): leave it out"
-            )
+        wanted = Settings(max_new_tokens=max_new_tokens, num_samples=1, **settings)
         for pieces in self.steps(self.rows([prompt], wanted), wanted):
             yield pieces[0]
 
-    def write(self, prompts: Sequence[str], settings: Settings) -> list[Row]:
-        """The finished rows: each prompt's samples one after the other."""
-        rows = self.rows(prompts, settings)
+    def write(self, rows: list[Row], settings: Settings) -> list[Row]:
+        """The same rows, finished."""
         for _ in self.steps(rows, settings):
             pass
         return rows
 
     def rows(self, prompts: Sequence[str], settings: Settings) -> list[Row]:
         """Rows to write: `num_samples` of each prompt, with the seeds seed, seed + 1, ..."""
-        ends = {"stop": settings.stop, "stop_tokens": settings.stop_tokens}
         seeds = range(settings.seed, settings.seed + settings.num_samples)
-        return [Row(self.tokenizer, prompt, seed, **ends) for prompt in prompts for seed in seeds]
+        return [Row(self.tokenizer, text, seed, settings) for text in prompts for seed in seeds]
 
     def steps(self, rows: Sequence[Row], settings: Settings) -> Iterator[dict[int, str]]:
         """Writes the rows token by token; yields the new text of each that goes on, by number.
 
         Beams are known at the end only: theirs is one step.
         """
-        if rows and settings.num_beams > 1:
-            yield self._searched(rows, settings)
-        elif rows:
-            steps = continue_rows(
-                self._context(rows, settings),
-                settings,
-                seeds=[row.seed for row in rows],
-                is_over=lambda number: rows[number].is_over,
-            )
-            for tokens in steps:
-                yield {number: rows[number].push(token) for number, token in tokens.items()}
-            yield {number: row.finish() for number, row in enumerate(rows)}
-
-    def _searched(self, rows: Sequence[Row], settings: Settings) -> dict[int, str]:
-        found = beam_search(
-            self._context([row for row in rows for _ in range(settings.num_beams)], settings),
-            num_beams=settings.num_beams,
-            length_penalty=settings.length_penalty,
-            stop_tokens={END_OF_TEXT_ID, *settings.stop_tokens},
-        )
-        for row, ids in zip(rows, found, strict=True):
-            row.extend(ids)
-        return {number: row.text for number, row in enumerate(rows)}
-
-    def score(self, text: str) -> list[Score]:
-        """Log-probability, perplexity and bits per byte of each document of the text."""
-        documents = (part.strip("\n") for part in text.split(END_OF_TEXT))
-        return [score_document(self.model, self.tokenizer, part) for part in documents if part]
-
-    def _context(self, rows: Sequence[Row], settings: Settings) -> Context:
-        return Context(
+        if not rows:
+            return
+        context = Context(
             self.model,
-            [row.prompt_ids for row in rows],
+            [row.prompt_ids for row in rows for _ in range(settings.num_beams)],
             max_new_tokens=settings.max_new_tokens,
             vocab_size=self.tokenizer.encoding.n_vocab,
         )
+        if settings.num_beams > 1:
+            found = enumerate(beam_search(context, settings))
+            yield {n: "".join(map(rows[n].push, ids)) + rows[n].finish() for n, ids in found}
+            return
+        steps = continue_rows(
+            context,
+            settings,
+            seeds=[row.seed for row in rows],
+            is_over=lambda number: rows[number].is_over,
+        )
+        for tokens in steps:
+            yield {number: rows[number].push(token) for number, token in tokens.items()}
+        yield {number: row.finish() for number, row in enumerate(rows)}

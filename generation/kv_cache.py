@@ -18,28 +18,19 @@ def is_cacheable(model: Transformer) -> bool:
     return own == {MultiHeadAttentionBlock.attend}
 
 
-def new_cache(model: Transformer, batch_size: int, capacity: int) -> "KeyValueCache":
-    """Room for what attention keeps of up to `capacity` tokens in each row."""
-    pe, H = model.positional_encoding.pe, model.blocks[0].attention.num_heads
-    shape = (len(model.blocks), batch_size, H, capacity, pe.size(1) // H)
-    return KeyValueCache(torch.zeros((2, *shape), device=pe.device, dtype=pe.dtype))
-
-
 class KeyValueCache:
-    """Keys and values of B rows of tokens, in memory (2, L, B, H, S, D) that is taken once.
+    """Keys and values of B rows of up to S tokens, in memory that is taken once.
 
     Row b has read `lengths[b]` tokens and its next one gets that position, whatever the other rows
     have read. Rows of unequal length are read padded at their ends, then `lengths` is set to the
     real ones: no row sees a slot beyond its own position, and later tokens overwrite the padding.
     """
 
-    def __init__(self, memory: Tensor) -> None:
-        self.memory = memory
-        self.lengths = [0] * memory.size(2)
-
-    @property
-    def capacity(self) -> int:
-        return self.memory.size(4)
+    def __init__(self, model: Transformer, batch_size: int, capacity: int) -> None:
+        pe, H = model.positional_encoding.pe, model.blocks[0].attention.num_heads
+        shape = (2, len(model.blocks), batch_size, H, capacity, pe.size(1) // H)
+        self.memory = torch.zeros(shape, device=pe.device, dtype=pe.dtype)  # (2, L, B, H, S, D)
+        self.lengths = [0] * batch_size
 
     def extend(self, num_tokens: int) -> Tensor | slice:
         """Positions of the next tokens, (B, T) or the same for all; `attend` then expects them."""
@@ -94,7 +85,6 @@ class OneTokenCache:
 
     def extend(self, num_tokens: int) -> Tensor:
         """Positions of the next tokens, (B, 1)."""
-        assert num_tokens == 1, f"{num_tokens} tokens at once"
         places = self.positions[:, None, :, None]
         self._place, self._mask = places, self._slots <= places  # (B, 1, 1, S)
         return self.positions

@@ -1,8 +1,9 @@
 """One text being written: tokens in, whole characters out, up to the first stop."""
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Sequence
 
+from generation.settings import Settings
 from tokenizer import END_OF_TEXT_ID, GPT2Tokenizer, StreamDecoder
 
 TERMINAL_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
@@ -12,13 +13,7 @@ class Row:
     """A prompt and the text that follows it, which ends before a stop token or a stop string."""
 
     def __init__(
-        self,
-        tokenizer: GPT2Tokenizer,
-        prompt: str,
-        seed: int,
-        *,
-        stop: Sequence[str] = (),
-        stop_tokens: Collection[int] = (),
+        self, tokenizer: GPT2Tokenizer, prompt: str, seed: int, settings: Settings
     ) -> None:
         self.prompt, self.seed = prompt, seed
         self.prompt_ids = prompt_ids(tokenizer, prompt)
@@ -27,22 +22,17 @@ class Row:
         self.is_over = False
         self._decoder = StreamDecoder(tokenizer)
         self._held = ""  # text that may be the start of a stop string
-        self._stop = stop
-        self._stop_tokens = {END_OF_TEXT_ID, *stop_tokens}
+        self._stop = settings.stop
+        self._stop_tokens = {END_OF_TEXT_ID, *settings.stop_tokens}
 
     def push(self, token_id: int) -> str:
-        """The text that this token makes certain, possibly none."""
+        """The text that this token makes certain, possibly none; a row that is over takes none."""
+        if self.is_over:
+            return ""
         self.ids.append(token_id)
         if token_id in self._stop_tokens:
             return self.finish()
         return self._release(self._decoder.push(token_id))
-
-    def extend(self, token_ids: Iterable[int]) -> None:
-        """Takes the tokens up to the first stop, and finishes."""
-        for token_id in token_ids:
-            if not self.is_over:
-                self.push(token_id)
-        self.finish()
 
     def finish(self) -> str:
         """The text that was held back, when no token follows."""
@@ -56,14 +46,10 @@ class Row:
     def _release(self, piece: str) -> str:
         held = self._held + piece
         found = [held.index(stop) for stop in self._stop if stop in held]
-        if found:
-            self.is_over, self._held = True, ""
-            released = held[: min(found)]
-        else:
-            num_held = longest_start(held, self._stop)
-            released, self._held = held[: len(held) - num_held], held[len(held) - num_held :]
-        self.text += released
-        return released
+        end = min(found, default=len(held) - longest_start(held, self._stop))
+        self.is_over, self._held = bool(found), "" if found else held[end:]
+        self.text += held[:end]
+        return held[:end]
 
 
 def prompt_ids(tokenizer: GPT2Tokenizer, prompt: str) -> list[int]:
@@ -73,9 +59,8 @@ def prompt_ids(tokenizer: GPT2Tokenizer, prompt: str) -> list[int]:
 
 def longest_start(text: str, stops: Sequence[str]) -> int:
     """How many last characters may begin a stop: longest_start("an En", ["End"]) -> 2."""
-    lengths = range(max(map(len, stops), default=1) - 1, 0, -1)
-    starts = (length for length in lengths if any(s.startswith(text[-length:]) for s in stops))
-    return next((length for length in starts if length <= len(text)), 0)
+    lengths = ((stop, length) for stop in stops for length in range(1, len(stop)))
+    return max((length for stop, length in lengths if text.endswith(stop[:length])), default=0)
 
 
 def printable(text: str) -> str:

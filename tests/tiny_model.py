@@ -6,7 +6,7 @@ import torch
 
 from generation.beam import beam_search
 from generation.decoding import Context, continue_rows
-from generation.settings import Sampling
+from generation.settings import Sampling, Settings
 from model import Transformer
 from storage.checkpoint import build_model
 
@@ -36,6 +36,13 @@ def naive_logits(model: Transformer, ids: Sequence[int]) -> torch.Tensor:
     return model(torch.tensor([ids[-T:]], device=model.device))[0, -1]
 
 
+def check_logits(context: Context) -> None:
+    """They are those of reading the window of each row anew."""
+    expected = torch.stack([naive_logits(context.model, row) for row in context.rows])
+    # float32, other summation order: some 1e-6 of logits near 10
+    torch.testing.assert_close(context.logits(), expected, rtol=1e-4, atol=1e-4)
+
+
 def tokens_of(
     model, prompts, num_tokens, *, sampling=None, seeds=None, **ending
 ) -> list[list[int]]:
@@ -53,7 +60,7 @@ def beams_of(model, prompts, num_tokens, *, num_beams, **settings) -> list[list[
     """What beam search finds for each prompt."""
     rows = [prompt for prompt in prompts for _ in range(num_beams)]
     context = Context(model, rows, max_new_tokens=num_tokens)
-    return beam_search(context, num_beams=num_beams, **settings)
+    return beam_search(context, Settings(num_beams=num_beams, **settings))
 
 
 def ending_after(lengths: Sequence[int]) -> Callable[[int], bool]:

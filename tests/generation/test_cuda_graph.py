@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_model import T, V, beams_of, clear_model, ending_after, naive_logits, tokens_of
+from tiny_model import T, V, beams_of, check_logits, clear_model, ending_after, tokens_of
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
@@ -66,15 +66,9 @@ def model(request, monkeypatch) -> Transformer:
 @torch.inference_mode()
 def test_replayed_logits_are_those_of_reading_each_row_anew(model, prompts):
     context = Context(model, prompts, max_new_tokens=2 * T)
-    rows = [list(prompt) for prompt in prompts]
     for step in range(2 * T):  # past the overflow
-        expected = torch.stack([naive_logits(model, row) for row in rows])
-        # float32, other summation order: some 1e-6 of logits near 10
-        torch.testing.assert_close(context.logits(), expected, rtol=1e-4, atol=1e-4)
-        tokens = [(step * number + 1) % V for number in range(len(rows))]
-        context.append(tokens)
-        for row, token in zip(rows, tokens, strict=True):
-            row.append(token)
+        check_logits(context)
+        context.append([(step * number + 1) % V for number in range(len(prompts))])
     assert context.read_one.replay is not None
     longest = max(map(len, prompts))
     assert context.read_one.num_steps == T - longest + (longest == 1)
@@ -89,29 +83,28 @@ def test_rows_that_move_or_leave_need_no_new_recording(model):
     recording = context.read_one.replay
     assert recording is not None
     context.select([2, 0])
-    rows = [[9, 8, 3, 0, 6], [3, 1, 0, 4]]
+    assert context.rows == [[9, 8, 3, 0, 6], [3, 1, 0, 4]]
     for _ in range(3):
-        expected = torch.stack([naive_logits(model, row) for row in rows])
-        torch.testing.assert_close(context.logits(), expected, rtol=1e-4, atol=1e-4)  # as above
+        check_logits(context)
         context.append([7, 2])
-        rows = [[*rows[0], 7], [*rows[1], 2]]
     assert context.read_one.replay is recording
 
 
-@pytest.mark.parametrize("lengths", [[100] * 4, [3, 6, 1, 2]], ids=["together", "one by one"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_replayed_texts_are_the_texts_without(model, precision, lengths, monkeypatch):
+def test_replayed_texts_and_beams_are_those_without(model, precision, monkeypatch):
     model = prepared(model, precision)
-    replayed = tokens_of(model, PROMPTS, 2 * T, is_over=ending_after(lengths))
-    monkeypatch.setattr(decoding, "REPLAYING", set())
-    assert replayed == tokens_of(model, PROMPTS, 2 * T, is_over=ending_after(lengths))
 
+    def texts() -> list:
+        ending, beams = ending_after([3, 6, 1, 2]), {"num_beams": 3, "stop_tokens": {4}}
+        return [
+            tokens_of(model, PROMPTS, 2 * T),
+            tokens_of(model, PROMPTS, 2 * T, is_over=ending),
+            beams_of(model, PROMPTS[:3], 2 * T, **beams),
+        ]
 
-def test_beams_are_the_beams_without(model, monkeypatch):
-    settings = {"num_beams": 3, "stop_tokens": {4}}
-    replayed = beams_of(model, PROMPTS[:3], 2 * T, **settings)
+    replayed = texts()
     monkeypatch.setattr(decoding, "REPLAYING", set())
-    assert replayed == beams_of(model, PROMPTS[:3], 2 * T, **settings)
+    assert replayed == texts()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="shows what happens without CUDA")

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_model import T, V, clear_model, ending_after, naive_logits, tokens_of
+from tiny_model import T, V, check_logits, clear_model, ending_after, tokens_of
 
 from generation.decoding import Context
 from generation.settings import Sampling
@@ -15,31 +15,13 @@ def model() -> torch.nn.Module:
     return clear_model()
 
 
-@pytest.mark.parametrize("prompt", PROMPTS, ids=len)
-def test_cached_logits_are_those_of_reading_the_window_past_the_overflow_too(model, prompt):
-    context = Context(model, [prompt], max_new_tokens=3 * T)
-    ids = list(prompt)
+@pytest.mark.parametrize("prompts", [*([prompt] for prompt in PROMPTS), PROMPTS], ids=str)
+@torch.no_grad()
+def test_cached_logits_are_those_of_reading_each_window_past_the_overflow_too(model, prompts):
+    context = Context(model, prompts, max_new_tokens=3 * T)
     for step in range(3 * T):
-        with torch.no_grad():
-            logits = context.logits()[0]
-        # float32, other summation order: some 1e-6 of logits near 10
-        torch.testing.assert_close(logits, naive_logits(model, ids), rtol=1e-4, atol=1e-4)
-        ids.append(step % V)
-        context.append([step % V])
-
-
-def test_each_row_of_an_uneven_batch_reads_as_if_it_were_alone(model):
-    context = Context(model, PROMPTS, max_new_tokens=3 * T)
-    rows = [list(prompt) for prompt in PROMPTS]
-    for step in range(3 * T):
-        with torch.no_grad():
-            logits = context.logits()
-        expected = torch.stack([naive_logits(model, row) for row in rows])
-        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)  # as above
-        tokens = [(step * number) % V for number in range(len(rows))]
-        context.append(tokens)
-        for row, token in zip(rows, tokens, strict=True):
-            row.append(token)
+        check_logits(context)
+        context.append([step * (number + 1) % V for number in range(len(prompts))])
 
 
 def test_only_new_tokens_are_read_while_they_fit(model, monkeypatch):
@@ -55,39 +37,15 @@ def test_only_new_tokens_are_read_while_they_fit(model, monkeypatch):
 @pytest.mark.parametrize(
     "sampling", [Sampling(temperature=0), Sampling(), Sampling(top_p=0.7)], ids=str
 )
-def test_each_row_is_written_as_if_it_were_alone(model, sampling):
-    together = tokens_of(model, PROMPTS, 2 * T, sampling=sampling, seeds=[7] * len(PROMPTS))
+def test_each_row_is_written_as_if_it_were_alone_though_others_end(model, sampling):
     alone = [tokens_of(model, [p], 2 * T, sampling=sampling, seeds=[7])[0] for p in PROMPTS]
-    assert together == alone
-
-
-def test_rows_that_end_early_leave_the_others_as_they_are(model):
-    full = tokens_of(model, PROMPTS, 2 * T)
     lengths = [3, 2 * T, 1, 5, 9]
-    assert tokens_of(model, PROMPTS, 2 * T, is_over=ending_after(lengths)) == [
-        text[:length] for text, length in zip(full, lengths, strict=True)
-    ]
-
-
-def test_selected_rows_go_on_where_they_were(model):
-    context = Context(model, PROMPTS[:3], max_new_tokens=T)
-    with torch.no_grad():
-        context.logits()
-        context.append([1, 2, 3])
-        context.select([2, 0, 2])
-        logits = context.logits()
-    expected = [naive_logits(model, ids) for ids in ([9, 8, 3], [3, 1], [9, 8, 3])]
-    torch.testing.assert_close(logits, torch.stack(expected), rtol=1e-4, atol=1e-4)  # as above
+    together = tokens_of(
+        model, PROMPTS, 2 * T, sampling=sampling, seeds=[7] * 5, is_over=ending_after(lengths)
+    )
+    assert together == [text[:length] for text, length in zip(alone, lengths, strict=True)]
 
 
 def test_the_cache_is_no_larger_than_the_text_needs(model):
-    assert Context(model, [[1, 2]], max_new_tokens=3).cache.capacity == 5
-    assert Context(model, [[1, 2]], max_new_tokens=300).cache.capacity == T
-
-
-def test_a_row_draws_from_its_own_seed(model):
-    texts = tokens_of(
-        model, [[1]] * 6, 5, sampling=Sampling(temperature=3.0), seeds=[1, 2, 3, 1, 4, 5]
-    )
-    assert texts[0] == texts[3]
-    assert len({tuple(text) for text in texts}) == 5
+    for length, num_slots in ((3, 5), (300, T)):
+        assert Context(model, [[1, 2]], max_new_tokens=length).cache.memory.size(4) == num_slots
