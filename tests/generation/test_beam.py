@@ -3,19 +3,13 @@
 import pytest
 import torch
 from tiny_model import beams_of, tokens_of
+from transformers import GPT2Config, GPT2LMHeadModel
 
-from benchmarks.generate_peers import as_transformers
 from generation.fast_weights import prepared
-from storage.checkpoint import build_model
+from model import build_transformer
+from weights import huggingface_weights
 
 V = 37
-SIZES = {
-    "embedding_dim": 16,
-    "num_layers": 2,
-    "num_heads": 2,
-    "dropout": 0.0,
-    "ffn_hidden_dim": 32,
-}
 END = V - 1
 PROMPTS = torch.randint(V - 1, (20, 5), generator=torch.Generator().manual_seed(3))
 
@@ -28,11 +22,16 @@ def pair(request):
     """
     is_wandering = request.param == "wandering"
     torch.manual_seed(0)
-    ours = build_model({**SIZES, "seq_len": 128 if is_wandering else 64}, V)
+    T = 128 if is_wandering else 64
+    ours = build_transformer(V, T, 16, num_layers=2, num_heads=2, ffn_hidden_dim=32).eval()
     for parameter in ours.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
     ours.positional_encoding.pe.data *= 5 if is_wandering else 1
-    return ours.eval(), as_transformers(ours), is_wandering
+    sizes = {"n_positions": T, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_inner": 32}
+    config = GPT2Config(vocab_size=V, **sizes, eos_token_id=END, pad_token_id=END)
+    theirs = GPT2LMHeadModel(config).eval()
+    theirs.transformer.load_state_dict(huggingface_weights(ours))
+    return ours, theirs, is_wandering
 
 
 @torch.no_grad()
