@@ -1,10 +1,13 @@
 """README.md and docs/ say what is true: commands and snippets run, tables match the code."""
 
+import io
 import re
+import runpy
 import shlex
-import shutil
-import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -34,25 +37,34 @@ def commands() -> list[str]:
     return [part.strip() for line in lines for part in line.split("&&") if part.strip()]
 
 
+def shown_by(script: Callable[[], object], folder: Path) -> str:
+    """What the script prints in the folder, where also the project's texts are looked for."""
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as shown:
+        patch.chdir(folder)
+        patch.setattr("corpus.text.PROJECT", folder)
+        try:
+            script()
+        except SystemExit as end:
+            assert not end.code, f"exit code {end.code}"
+    return shown.getvalue()
+
+
+def run(command: list[str], folder: Path) -> str:
+    """What `python ...` prints, in this process: a new one would first import torch."""
+    path, *options = command[1:]
+    arguments = [path, *options, *(TINY if path == "train.py" and options != ["--help"] else [])]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", arguments)
+        return shown_by(partial(runpy.run_path, str(ROOT / path), run_name="__main__"), folder)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """The project beside a tiny text, and a model that README's training command trained."""
-    folder = tmp_path_factory.mktemp("clone") / "project"
-    unneeded = shutil.ignore_patterns(".*", "tests", "docs", "example.txt", "*.pt", "__pycache__")
-    shutil.copytree(ROOT, folder, ignore=unneeded)
+    """A folder with a tiny text, and a model that README's training command trained."""
+    folder = tmp_path_factory.mktemp("project")
     (folder / "data.txt").write_text(STORY * 30, encoding="utf-8")
-    run(["python", "train.py"], folder)
+    assert "next: python generate.py" in run(["python", "train.py"], folder)
     return folder
-
-
-def run(command: list[str], folder: Path) -> subprocess.CompletedProcess:
-    is_training = command[:2] == ["python", "train.py"] and "--help" not in command
-    arguments = [*command[1:], *(TINY if is_training else [])]
-    result = subprocess.run(
-        [sys.executable, *arguments], cwd=folder, capture_output=True, text=True, timeout=120
-    )
-    assert result.returncode == 0, f"{command}: {result.stderr}"
-    return result
 
 
 def test_readme_shows_the_two_commands_of_the_first_minute():
@@ -61,11 +73,13 @@ def test_readme_shows_the_two_commands_of_the_first_minute():
     assert len(README.splitlines()) <= MAX_LINES
 
 
-@pytest.mark.parametrize(
-    "command", [text for text in commands() if text.startswith("python ")], ids=str
-)
+PYTHON_COMMANDS = [command for command in commands() if command.startswith("python ")]
+
+
+@pytest.mark.parametrize("command", PYTHON_COMMANDS[1:])  # the first is the fixture
 def test_every_python_command_runs(command, folder):
-    assert run(shlex.split(command, comments=True), folder).stdout
+    assert PYTHON_COMMANDS[0] == "python train.py"
+    assert run(shlex.split(command, comments=True), folder)
 
 
 def test_every_command_is_known_and_names_files_that_exist():
@@ -75,13 +89,9 @@ def test_every_command_is_known_and_names_files_that_exist():
             assert (ROOT / name).is_file()
 
 
-def test_the_notebook_snippets_run_in_a_fresh_interpreter(folder):
+def test_the_notebook_snippets_run(folder):
     script = "\n".join(blocks("python"))
-    result = subprocess.run(
-        [sys.executable, "-W", "error", "-c", script], cwd=folder, capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stderr
-    assert "Once upon a time" in result.stdout
+    assert "Once upon a time" in shown_by(lambda: exec(script, {}), folder)
 
 
 def test_the_settings_shown_are_those_of_the_table():
