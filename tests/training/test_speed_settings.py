@@ -22,19 +22,6 @@ print(module(torch.zeros(1, 2)).shape)
 # ---------------------------------------------------------------- threads
 
 
-def test_no_more_threads_than_cores(monkeypatch):
-    before = torch.get_num_threads()
-    try:
-        monkeypatch.setattr(machine, "num_cores", lambda: 1)
-        machine.tune_process()
-        assert torch.get_num_threads() == 1
-        monkeypatch.setattr(machine, "num_cores", lambda: 64)
-        machine.tune_process()
-        assert torch.get_num_threads() == 1  # fewer were wanted, by OMP_NUM_THREADS for one
-    finally:
-        torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize(
     ("quota", "expected"),
     [("max 100000\n", 4), ("200000 100000\n", 2), ("50000 100000\n", 1), ("900000 100000\n", 4)],
