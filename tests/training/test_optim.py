@@ -35,16 +35,6 @@ def model() -> Transformer:
     return build_transformer(11, 7, 12, 2, 3, 0.0, 20)
 
 
-def test_every_parameter_is_in_exactly_one_group_by_its_dimension(model):
-    decayed, free = parameter_groups(model, weight_decay=0.3)
-    assert (decayed["weight_decay"], free["weight_decay"]) == (0.3, 0.0)
-    ids = [id(parameter) for group in (decayed, free) for parameter in group["params"]]
-    assert len(ids) == len(set(ids))
-    assert set(ids) == {id(parameter) for parameter in model.parameters()}
-    assert {parameter.dim() for parameter in decayed["params"]} == {2}
-    assert {parameter.dim() for parameter in free["params"]} == {1}
-
-
 def test_frozen_parameters_are_in_no_group(model):
     model.positional_encoding.pe.requires_grad_(False)
     groups = parameter_groups(model, weight_decay=0.3)
