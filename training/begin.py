@@ -65,10 +65,9 @@ def make_way(run: Run) -> None:
     """Moves what an earlier run has left out of the new run's folder, and says where it is."""
     unfinished = run_folder.unfinished(run.folder)
     aside = run_folder.set_aside(run.folder, run.id)
-    if not aside:
-        return
-    log(f"earlier   the files of the run before are now in {aside}")
-    if unfinished:
+    if aside:
+        log(f"earlier   the files of the run before are now in {aside}")
+    if aside and unfinished:
         path = shlex.quote(str(aside / unfinished.name))
         log(f"          it had not ended: python train.py --resume {path} continues it")
 
@@ -203,4 +202,4 @@ def go_on(run: Run, start: Start) -> None:
         run.report("")
         if best:
             checkpoint.save(run.folder / checkpoint.BEST_NAME, {**best, "run_id": run.id})
-    store.remove_old(run)
+    store.remove_old(run)  # a kill may have come before it

@@ -21,9 +21,21 @@ def check(
     config: dict[str, Any], corpus: Corpus, machine: Machine, *, run_id: str | None = None
 ) -> None:
     """Raises if memory or disk are too small; `run_id` is that of a run which goes on."""
-    num_rows, num_moments = corpus.vocabulary.size, OPTIMIZERS[config["optimizer"]].num_moments
-    moments = 4 * num_moments * num_parameters(config, num_rows)
-    check_memory(config, corpus, machine, moments=moments)
+    num_weights = num_parameters(config, corpus.vocabulary.size)
+    moments = 4 * OPTIMIZERS[config["optimizer"]].num_moments * num_weights
+    num_tokens = min(config["batch_size"], len(corpus.batches.dataset)) * config["seq_len"]
+    per_token = config["num_layers"] * (6 * config["embedding_dim"] + config["ffn_hidden_dim"])
+    # Weights, gradients, moments and the largest activations: a lower bound on purpose, so that no
+    # run which could work is refused.
+    needed = 8 * num_weights + moments + num_tokens * per_token * machine.dtype.itemsize
+    available = available_memory(machine.device)
+    if needed > available:
+        raise OutOfRoomError(
+            f"this model does not fit ({num_weights:,} parameters, "
+            f"batch_size={config['batch_size']}: at least {needed / 1e9:,.1f} GB to train, "
+            f"{available / 1e9:,.1f} GB free on {machine.device}): "
+            "lower embedding_dim, num_layers, ffn_hidden_dim, seq_len or batch_size"
+        )
     check_disk(config, corpus, moments=moments, run_id=run_id)
 
 
@@ -35,26 +47,6 @@ def num_parameters(config: dict[str, Any], num_rows: int) -> int:
     norms = 4 * C
     block = attention + feed_forward + norms
     return (num_rows + config["seq_len"]) * C + config["num_layers"] * block + 2 * C
-
-
-def check_memory(config: dict[str, Any], corpus: Corpus, machine: Machine, *, moments: int) -> None:
-    """OutOfRoomError if a training step needs more than the device has free.
-
-    Counted are weights, gradients, moments and the largest activations: a lower bound on purpose,
-    so that no run which could work is refused.
-    """
-    num_weights = num_parameters(config, corpus.vocabulary.size)
-    num_tokens = min(config["batch_size"], len(corpus.batches.dataset)) * config["seq_len"]
-    per_token = config["num_layers"] * (6 * config["embedding_dim"] + config["ffn_hidden_dim"])
-    needed = 8 * num_weights + moments + num_tokens * per_token * machine.dtype.itemsize
-    available = available_memory(machine.device)
-    if needed > available:
-        raise OutOfRoomError(
-            f"this model does not fit ({num_weights:,} parameters, "
-            f"batch_size={config['batch_size']}: at least {needed / 1e9:,.1f} GB to train, "
-            f"{available / 1e9:,.1f} GB free on {machine.device}): "
-            "lower embedding_dim, num_layers, ffn_hidden_dim, seq_len or batch_size"
-        )
 
 
 def available_memory(device: torch.device) -> int:

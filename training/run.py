@@ -56,7 +56,7 @@ class Run:
             PLOT_NAME: partial(plot.draw, self.folder / PLOT_NAME),
         }
         self._placing = ThreadPoolExecutor(1, thread_name_prefix="batches")
-        self._placed: dict[int, Future] = {}
+        self._placed: Future | None = None  # the batch of the next step
 
     def describe(self) -> str:
         """What the run consists of, a line for each thing."""
@@ -86,7 +86,7 @@ class Run:
         seed_step(self.config["seed"], self.step)
         rate = self.learning_rate(self.step)
         try:
-            record = self.learner.update(*self.batch(self.step), rate)
+            record = self.learner.update(*self.next_batch(), rate)
         except NonFiniteError as error:
             text = self.tokenizer.decode(self.corpus.batches[self.step][0][0].tolist())[:60]
             raise NonFiniteError(
@@ -97,19 +97,14 @@ class Run:
         self.history.add(record)
         self.pace.add(record)
 
+    def next_batch(self) -> tuple[Tensor, Tensor]:
+        """This step's batch; the one after it is prepared meanwhile, so that no device waits."""
+        batch = self._placed or self._placing.submit(self.batch, self.step)
+        self._placed = self._placing.submit(self.batch, self.step + 1)
+        return batch.result()
+
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Inputs and targets (B, T) of a step as rows of the table, on the device.
-
-        Those of the next step are prepared meanwhile, so that no device waits for them.
-        """
-        for needed in (step, step + 1):
-            if needed not in self._placed:
-                self._placed[needed] = self._placing.submit(self._place, needed)
-        batch = self._placed[step].result()
-        self._placed = {step + 1: self._placed[step + 1]}
-        return batch
-
-    def _place(self, step: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets (B, T) of a step as rows of the model's table, on the device."""
         inputs, targets = map(self.corpus.vocabulary.compact, self.corpus.batches[step])
         return self.learner.machine.place(inputs), self.learner.machine.place(targets)
 

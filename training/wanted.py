@@ -71,17 +71,16 @@ def wanted(config: dict[str, Any], options: dict[str, Any]) -> Wanted:
 
 def without_effect(config: dict[str, Any]) -> list[tuple[str, str]]:
     """Options that would change nothing beside the others, and why."""
-    if config["resume"]:
-        names = ("weights_path", "use_pretrained", "model_name")
-        return [(name, "has no effect: a resumed run has weights already") for name in names]
-    useless = [("allow_other_text", "has no effect without --resume")]
-    if config["weights_path"]:
-        useless.append(("use_pretrained", "has no effect beside weights_path: choose one"))
-    if config["lr_schedule"] == "constant":
-        useless.append(("lr_min_ratio", "has no effect: the rate is constant"))
-    if not config["use_pretrained"]:
-        useless.append(("model_name", "has no effect without --use_pretrained"))
-    return useless
+    is_resumed, weights = config["resume"], config["weights_path"]
+    rows = [
+        (is_resumed, "weights_path", "a resumed run has weights already"),
+        (is_resumed, "use_pretrained", "a resumed run has weights already"),
+        (is_resumed or not config["use_pretrained"], "model_name", "it needs --use_pretrained"),
+        (weights, "use_pretrained", "weights_path is given: choose one"),
+        (not is_resumed, "allow_other_text", "it needs --resume"),
+        (config["lr_schedule"] == "constant", "lr_min_ratio", "the rate is constant"),
+    ]
+    return [(key, f"has no effect: {why}") for is_useless, key, why in rows if is_useless]
 
 
 def plain(value: Any) -> Any:
