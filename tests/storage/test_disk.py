@@ -5,10 +5,9 @@ import os
 import resource
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from tiny_run import prepare, tiny_state, train_quickly
+from tiny_run import REPOSITORY, tiny_state, train_quickly
 
 from corpus import token_cache
 from reports import plot
@@ -69,10 +68,8 @@ def test_a_full_disk_at_the_final_save_is_an_error(place, limited):
     assert not list(place.glob(".*part"))
 
 
-def test_a_disk_that_is_too_small_is_refused_before_the_first_step(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    prepare(tmp_path)
-    usage = capacity.shutil.disk_usage(tmp_path)
+def test_a_disk_that_is_too_small_is_refused_before_the_first_step(place, monkeypatch):
+    usage = capacity.shutil.disk_usage(place)
     monkeypatch.setattr(capacity.shutil, "disk_usage", lambda path: usage._replace(free=3_000_000))
     monkeypatch.setattr(Run, "update", None)
     with pytest.raises(OutputError, match=r"2 MB x \(2 \+ 1\) checkpoints .* 3 MB are there"):
@@ -80,9 +77,7 @@ def test_a_disk_that_is_too_small_is_refused_before_the_first_step(tmp_path, mon
 
 
 @pytest.mark.parametrize("key", ["embedding_dim", "num_layers", "ffn_hidden_dim"])
-def test_a_model_that_cannot_fit_is_refused_before_it_is_allocated(tmp_path, monkeypatch, key):
-    monkeypatch.chdir(tmp_path)
-    prepare(tmp_path)
+def test_a_model_that_cannot_fit_is_refused_before_it_is_allocated(place, key):
     with pytest.raises(OutOfRoomError, match=r"parameters.*GB to train.*GB free on cpu") as caught:
         train_quickly(**{key: 10**10})
     assert caught.value.exit_code == 8
@@ -111,10 +106,7 @@ def test_a_token_cache_that_cannot_be_written_beside_the_text_goes_to_the_output
     assert list((output / ".tokens").glob("*.bin"))
 
 
-def test_a_plot_that_cannot_be_written_is_a_warning(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    prepare(tmp_path)
-
+def test_a_plot_that_cannot_be_written_is_a_warning(place, monkeypatch, capsys):
     def no_plot(path, history):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
@@ -130,9 +122,7 @@ def test_a_reader_never_meets_half_a_checkpoint(tmp_path):
         "from tiny_run import tiny_state; from storage import checkpoint\n"
         f"for step in range(60): checkpoint.save({str(path)!r}, tiny_state(step))"
     )
-    places = os.pathsep.join(
-        [str(Path(__file__).parent.parent), str(Path(checkpoint.__file__).parent.parent)]
-    )
+    places = os.pathsep.join([str(REPOSITORY / "tests"), str(REPOSITORY)])
     environment = {**os.environ, "PYTHONPATH": places}
     with subprocess.Popen([sys.executable, "-c", writer], env=environment) as process:
         steps = []

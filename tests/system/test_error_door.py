@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from tiny_run import CONFIG, train_quickly
 
-from storage import checkpoint, run_folder
+from storage import checkpoint
 from training.run import Run
 
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -28,16 +28,6 @@ def process(line: list[str], **environment: str | None) -> subprocess.CompletedP
     known = {**os.environ, **environment}
     known = {name: value for name, value in known.items() if value is not None}
     return subprocess.run(line, env=known, capture_output=True, text=True, check=False)
-
-
-def test_a_foreseen_error_is_one_line_and_its_traceback_comes_on_request(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "data.txt").write_text("")
-    done = process([*TRAIN, "--data=data.txt"], TRACEBACK="1")
-    assert done.returncode == 3
-    trace, _, line = done.stderr.rpartition("error: ")
-    assert trace.startswith("Traceback")
-    assert line.count("\n") == 1
 
 
 @pytest.mark.parametrize("streams", [">&- 2>&-", "2>&1 | head -n 1"])
@@ -104,16 +94,3 @@ def test_an_output_folder_that_is_deleted_in_the_run_is_made_again(place, monkey
     monkeypatch.setattr(Run, "update", delete_and_update)
     assert train_quickly(output_dir=str(output)) == output / "final_trained_model.pt"
     assert checkpoint.load(output / "final_trained_model.pt")["step"] > 4
-
-
-@pytest.mark.parametrize("times", ["equal", "backwards"])
-def test_the_newest_checkpoint_is_that_of_the_last_step_whatever_the_clock_says(place, times):
-    train_quickly(num_epochs=1)
-    paths = sorted(place.glob("model_checkpoint_step_*.pt"), key=lambda path: len(path.name))
-    steps = [checkpoint.load(path)["step"] for path in paths]
-    assert len(paths) == CONFIG["keep_checkpoints"]
-    for age, step in enumerate(sorted(steps)):
-        stamp = 10**9 - 1000 * age * (times == "backwards")
-        os.utime(checkpoint.step_path(place, step), (stamp, stamp))
-    path, state, _ = run_folder.newest_intact(place)
-    assert (path, state["step"]) == (checkpoint.step_path(place, max(steps)), max(steps))

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from system import errors
-from system.errors import ConfigError
+from system.errors import ConfigError, UserError
 from system.process import Stopped, StopSignals, log, run_command, warn
 
 ROOT = Path(__file__).parent.parent.parent
@@ -128,18 +127,6 @@ def test_a_line_reaches_a_stream_that_lacks_its_letters():
 
 # ---------------------------------------------------------------- the door for errors
 
-CODES = {
-    2: "ConfigError SamplingError DeviceError ExportError FolderInUseError",
-    3: "DataError VocabularyError",
-    4: "CheckpointError WeightsError",
-    5: "DownloadError",
-    6: "OutputError",
-    7: "NonFiniteError BrokenStateError",
-    8: "OutOfRoomError",
-    9: "ProcessesError",
-}
-ERRORS = [(getattr(errors, name), code) for code, names in CODES.items() for name in names.split()]
-
 
 def outcome_of(error: BaseException, capsys: pytest.CaptureFixture) -> tuple[int, str]:
     """Exit code and stderr of a command that raises the error."""
@@ -152,13 +139,15 @@ def outcome_of(error: BaseException, capsys: pytest.CaptureFixture) -> tuple[int
     return exit_.value.code, capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("kind", "code"), ERRORS)
-def test_a_foreseen_error_is_one_line_and_its_code(capsys, kind, code):
-    assert outcome_of(kind("why"), capsys) == (code, "error: why\n")
-
-
-def test_no_kind_of_error_is_without_a_documented_code():
-    assert {kind for kind, _ in ERRORS} == set(errors.UserError.__subclasses__())
+@pytest.mark.parametrize("kind", UserError.__subclasses__())
+def test_a_foreseen_error_is_one_line_and_its_code_and_its_traceback_comes_on_request(
+    monkeypatch, capsys, kind
+):
+    assert outcome_of(kind("why"), capsys) == (kind.exit_code, "error: why\n")
+    monkeypatch.setenv("TRACEBACK", "1")
+    trace = outcome_of(kind("why"), capsys)[1]
+    assert trace.startswith("Traceback")
+    assert trace.endswith("\nerror: why\n")
 
 
 @pytest.mark.parametrize(
