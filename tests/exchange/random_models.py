@@ -16,12 +16,12 @@ SETTINGS = {"n_vocab": 11, "n_ctx": 7, "n_embd": 12, "n_head": 3, "n_layer": 2, 
 NUM_TOKENS = END_OF_TEXT_ID + 1
 
 
-def drawn(model: nn.Module, *, seed: int = 0, std: float = 0.2) -> Any:
+def drawn(model: nn.Module, *, seed: int = 0) -> Any:
     """The same model, in evaluation mode."""
     torch.manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.normal_(std=std)
+            parameter.normal_(std=0.2)
     return model.eval()
 
 
@@ -38,6 +38,6 @@ def publish(folder: Path, **changes: int) -> Any:
     settings = SETTINGS | changes
     names = {"n_vocab": "vocab_size", "n_ctx": "n_positions"}
     config = GPT2Config(**{names.get(key, key): size for key, size in settings.items()})
-    model = drawn(GPT2LMHeadModel(config), std=0.3)
+    model = drawn(GPT2LMHeadModel(config))
     model.save_pretrained(folder)
     return model

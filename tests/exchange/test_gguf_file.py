@@ -16,23 +16,14 @@ from exchange.gguf_file import add_tokenizer, export_gguf, stored_type
 from gpt_download import SHARED
 from tokenizer import END_OF_TEXT_ID
 
-LLAMA_NAMES = {  # what llama.cpp asks for, with {} the layer, and our names
-    "token_embd.weight": "input_embedding.embedding.weight",
-    "position_embd.weight": "positional_encoding.pe",
-    "output_norm.weight": "final_norm.weight",
-    "output_norm.bias": "final_norm.bias",
-    "blk.{}.attn_norm.weight": "blocks.{}.attention_norm.weight",
-    "blk.{}.attn_norm.bias": "blocks.{}.attention_norm.bias",
-    "blk.{}.attn_qkv.weight": "blocks.{}.attention.qkv.weight",
-    "blk.{}.attn_qkv.bias": "blocks.{}.attention.qkv.bias",
-    "blk.{}.attn_output.weight": "blocks.{}.attention.projection.weight",
-    "blk.{}.attn_output.bias": "blocks.{}.attention.projection.bias",
-    "blk.{}.ffn_norm.weight": "blocks.{}.feed_forward_norm.weight",
-    "blk.{}.ffn_norm.bias": "blocks.{}.feed_forward_norm.bias",
-    "blk.{}.ffn_up.weight": "blocks.{}.feed_forward.expand.weight",
-    "blk.{}.ffn_up.bias": "blocks.{}.feed_forward.expand.bias",
-    "blk.{}.ffn_down.weight": "blocks.{}.feed_forward.contract.weight",
-    "blk.{}.ffn_down.bias": "blocks.{}.feed_forward.contract.bias",
+LLAMA_PARTS = {  # what llama.cpp asks for, each a weight and a bias, and our names
+    "output_norm": "final_norm",
+    "blk.{}.attn_norm": "blocks.{}.attention_norm",
+    "blk.{}.attn_qkv": "blocks.{}.attention.qkv",
+    "blk.{}.attn_output": "blocks.{}.attention.projection",
+    "blk.{}.ffn_norm": "blocks.{}.feed_forward_norm",
+    "blk.{}.ffn_up": "blocks.{}.feed_forward.expand",
+    "blk.{}.ffn_down": "blocks.{}.feed_forward.contract",
 }
 
 
@@ -61,10 +52,13 @@ def test_gguf_holds_the_weights_within_the_precision_of_its_types(written):
     ours = written.model.state_dict()
     tensors = {tensor.name: tensor for tensor in written.reader.tensors}
     names = {
-        theirs.format(i): ours.format(i)
-        for theirs, ours in LLAMA_NAMES.items()
+        f"{theirs}.{kind}".format(i): f"{our}.{kind}".format(i)
+        for theirs, our in LLAMA_PARTS.items()
+        for kind in ("weight", "bias")
         for i in range(written.sizes["num_layers"])
     }
+    names["token_embd.weight"] = "input_embedding.embedding.weight"
+    names["position_embd.weight"] = "positional_encoding.pe"
     assert tensors.keys() == names.keys()  # the tied head is not stored twice
     for name, tensor in tensors.items():
         weight = ours[names[name]].numpy()

@@ -4,10 +4,10 @@ import json
 
 import pytest
 from official_checkpoint import write_official
+from random_models import random_model
 from safetensors.torch import save_file
 
 from gpt_download import DATA, MODELS
-from model import build_transformer
 from weights import architecture_from, huggingface_weights
 
 SETTINGS, FILES = MODELS["124M"]
@@ -39,8 +39,7 @@ def test_the_peak_is_little_more_than_the_weights(tmp_path, run_python, name, ti
     if name == "model.ckpt":
         write_official(tmp_path, SETTINGS)
     else:
-        sizes = architecture_from(SETTINGS)
-        model = build_transformer(SETTINGS["n_vocab"], sizes.pop("seq_len"), **sizes)
+        model = random_model(architecture_from(SETTINGS))
         save_file(huggingface_weights(model), tmp_path / name)
     result = run_python("-c", LOAD, tmp_path / name, json.dumps(SETTINGS), folder=tmp_path)
     assert int(result.stdout) <= times * FILES[DATA].size, result.stderr
