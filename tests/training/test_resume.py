@@ -217,6 +217,15 @@ def test_moments_of_another_shape_are_refused(place, monkeypatch):
 # ---------------------------------------------------------------- which file
 
 
+def test_a_damaged_newest_file_never_costs_the_intact_ones(place, monkeypatch, capsys):
+    stop_before(monkeypatch, 7)
+    newest = checkpoint.step_path(place, 7)
+    newest.write_bytes(newest.read_bytes()[:-1])
+    train_quickly(resume=True, keep_checkpoints=1, num_epochs=2, save_freq=100)
+    assert newest.name in capsys.readouterr().err
+    assert run_folder.newest_intact(place)[1]["step"] == 12
+
+
 def test_what_is_no_checkpoint_to_resume_is_refused(place):
     with pytest.raises(CheckpointError, match="no checkpoint"):
         train_quickly(resume="none.pt")
