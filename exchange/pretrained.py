@@ -9,7 +9,7 @@ import torch
 
 from exchange.huggingface import read_safetensors
 from gpt_download import MODELS, download_and_load_gpt2
-from model import Transformer, build_transformer
+from model import Transformer
 from storage import checkpoint
 from system.errors import ConfigError, WeightsError
 from system.process import log, warn
@@ -61,12 +61,10 @@ class Pretrained:
 
         No random number is drawn. A shorter context keeps the first positions.
         """
-        sizes = architecture_from(self.settings)
-        most = sizes.pop("seq_len")
+        config = {**architecture_from(self.settings), "dropout": dropout}
+        config["seq_len"] = seq_len or config["seq_len"]
         with torch.device(device), checkpoint.undrawn():
-            model = build_transformer(
-                self.settings["n_vocab"], seq_len or most, dropout=dropout, **sizes
-            )
+            model = checkpoint.build_model(config, self.settings["n_vocab"])
         load_weights_into_gpt(model, self.read())
         return model
 

@@ -85,9 +85,6 @@ def theirs(exported) -> SimpleNamespace:
         )
 
 
-# ---------------------------------------------------------------- Hugging Face
-
-
 @torch.no_grad()
 def test_transformers_gives_our_logits(exported, theirs):
     tokens = torch.randint(NUM_TOKENS, (3, exported.model.seq_len))
@@ -124,9 +121,6 @@ def test_out_and_in_again_changes_no_bit(exported):
         assert torch.equal(back.state_dict()[name], weight), name
 
 
-# ---------------------------------------------------------------- the receipt and the card
-
-
 def test_a_gguf_file_has_a_receipt_in_any_thread_and_from_a_folder(tmp_path, monkeypatch):
     for variable in ("HOME", "USERPROFILE"):
         monkeypatch.setenv(variable, str(tmp_path))
@@ -149,7 +143,7 @@ def test_without_transformers_gpt2_written_out_checks(exported, monkeypatch, tmp
 def test_the_receipt_shows_what_differs():
     model = random_model(EVEN)
     nearly = compare(model, EVEN, "q8_0", lambda: ("it", lambda ids: model(ids) + 0.01))
-    assert re.fullmatch(r"read back by it: .* (1\.0e-02|9\.9e-03), .* agree 50 of 50", nearly)
+    assert re.fullmatch(r"read back by it: .* 1\.0e-02, .* agree 50 of 50", nearly)
     for theirs in (lambda ids: -model(ids), lambda ids: model(ids) * torch.nan):
         with pytest.raises(ExportError, match=r"something else .*difference .* agree 0 of 50"):
             compare(model, EVEN, "q8_0", lambda theirs=theirs: ("it", theirs))

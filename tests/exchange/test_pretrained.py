@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 import generate
 import gpt_download
 import train
-from exchange import pretrained
 from exchange.pretrained import MODEL_SIZES, from_safetensors, official
 from storage import checkpoint
 from system.errors import ConfigError, WeightsError
@@ -83,23 +82,6 @@ def test_the_first_rows_of_a_resized_table_are_used(huggingface_folder, tmp_path
         from_safetensors(path)
 
 
-def test_a_model_of_published_weights_has_the_tables_that_no_file_holds(
-    huggingface_folder, monkeypatch
-):
-    build = pretrained.build_transformer
-
-    def with_a_table(*sizes, **more):  # as an attention variant may have
-        model = build(*sizes, **more)
-        model.register_buffer("table", torch.arange(3.0).exp(), persistent=False)
-        return model
-
-    monkeypatch.setattr(pretrained, "build_transformer", with_a_table)
-    state = torch.random.get_rng_state()
-    model = from_safetensors(huggingface_folder).build_model()
-    assert torch.equal(model.table, torch.arange(3.0).exp())
-    assert torch.equal(state, torch.random.get_rng_state())
-
-
 def test_official_weights_are_fine_tuned_by_one_switch(
     official_folder, text_folder, tiny_config, monkeypatch, capsys
 ):
@@ -143,14 +125,20 @@ def test_the_published_sizes_win_and_what_the_user_wrote_is_not_passed_over(
         published.architecture({**tiny_config, "seq_len": 64}, chosen=["seq_len"])
 
 
-def test_building_draws_no_random_number(huggingface_folder):
-    torch.manual_seed(5)
-    before = torch.get_rng_state()
+def test_building_draws_nothing_and_keeps_the_tables_that_no_file_holds(
+    huggingface_folder, monkeypatch
+):
+    def with_a_table(*sizes):  # as an attention variant may have
+        model = build_model(*sizes)
+        model.register_buffer("table", torch.arange(3.0).exp(), persistent=False)
+        return model
+
+    build_model, state = checkpoint.build_model, torch.get_rng_state()
+    monkeypatch.setattr(checkpoint, "build_model", with_a_table)
     model = from_safetensors(huggingface_folder).build_model(7, dropout=0.3)
-    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(model.table, torch.arange(3.0).exp())
     assert (model.seq_len, model.blocks[0].attention.attention_dropout) == (7, 0.3)
-    weights = load_file(huggingface_folder / "model.safetensors")
-    assert torch.equal(model.positional_encoding.pe, weights["transformer.wpe.weight"][:7])
 
 
 def test_a_resumed_fine_tuning_run_ends_as_the_uninterrupted_one(
