@@ -1,4 +1,4 @@
-"""From tokens to numbered batches: the token cache on disk, the split, windows, batch number i."""
+"""From tokens to numbered batches: the split, windows, batch number i."""
 
 from collections.abc import Sequence
 from functools import cached_property, lru_cache

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from system.files import make_folder, only_writer, sweep_parts
-from system.process import Stopped, StopSignals, log, only_warn, run_command
+from system.process import Stopped, StopSignals, log, run_command
 from training.parallel import check_alone
 from training.wanted import options_from, wanted
 
@@ -69,11 +69,7 @@ config = {
 
 
 def train(config: dict[str, Any], options: dict[str, Any] | None = None) -> Path:
-    """Trains on the text that the config names; returns the final model's path.
-
-    Keys that `config` lacks have their defaults. `options` are those of the command line: what they
-    say counts more, and was certainly meant.
-    """
+    """Trains as the config and the `options` beside it say; returns the final model's path."""
     check_alone()
     start = time.monotonic()
     constants = {"use_pretrained": USE_PRETRAINED, "model_name": MODEL_NAME}
@@ -91,7 +87,7 @@ def train(config: dict[str, Any], options: dict[str, Any] | None = None) -> Path
             raise Stopped(stopped.number, store.leave(run)) from None
         path = store.save_final(run)
         with signals.interruptible():
-            compare_strategies(run, path)
+            run.compare_strategies(path)
         log(last_line(run, path, minutes=(time.monotonic() - start) / 60))
         return path
 
@@ -123,30 +119,6 @@ def evaluate(run: "Run", signals: StopSignals) -> None:
     run.record(loss)
     store.keep_if_best(run)
     run.report(sample)
-
-
-def compare_strategies(run: "Run", path: Path) -> None:
-    """Shows what each way of sampling makes of the final model, beside held-out text."""
-    from generation.comparison import Reference, compare_settings, plot_comparison
-    from generation.fast_weights import prepared
-    from generation.generator import TextGenerator
-    from storage.checkpoint import load_model
-    from storage.run_folder import COMPARISON_NAME
-    from training.run import SAMPLING
-
-    if not run.config["sample_tokens"]:
-        return
-    model = prepared(load_model(path), device=run.learner.machine.device)
-    comparison = compare_settings(
-        TextGenerator(model, run.tokenizer),
-        run.config["sample_prompt"],
-        max_new_tokens=run.config["sample_tokens"],
-        seed=SAMPLING["seed"],
-        reference=Reference(run.corpus.train_ids, run.corpus.val_ids.numpy()),
-    )
-    log(f"{comparison}\n")
-    with only_warn(f"no {COMPARISON_NAME}"):
-        plot_comparison(run.folder / COMPARISON_NAME, comparison)
 
 
 def last_line(run: "Run", path: Path, *, minutes: float) -> str:

@@ -16,10 +16,10 @@ from tiny_run import prepare
 
 import generate
 import train
-from generation import comparison
 from reports import plot
 from system.process import run_command
 from tokenizer import END_OF_TEXT, GPT2Tokenizer
+from training import run
 
 ROOT = Path(train.__file__).parent
 TINY = {
@@ -145,7 +145,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with a tiny run's text; its pictures, most of its time, are left out."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(plot, "plot_history", lambda path, history: None)
-    monkeypatch.setattr(comparison, "plot_comparison", lambda path, shown: None)
+    monkeypatch.setattr(run, "plot_comparison", lambda path, shown: None)
     prepare(tmp_path)
     return tmp_path
 

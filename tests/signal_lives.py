@@ -18,7 +18,6 @@ from typing import Any
 from kill_loop import LOG_NAME, fork, get_ready, one_life, resumable_life
 from tiny_run import CONFIG, fingerprint, prepare, train_quickly
 
-import train
 from corpus import token_cache
 from generation import generator
 from storage import checkpoint
@@ -33,7 +32,7 @@ PLACES: dict[str, tuple[Any, str]] = {
     "sampling": (generator.TextGenerator, "generate"),
     "saving": (store, "save"),
     "final save": (store, "save_final"),
-    "strategies": (train, "compare_strategies"),
+    "strategies": (Run, "compare_strategies"),
 }
 SIGNALS = {
     "SIGINT": [signal.SIGINT],

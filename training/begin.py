@@ -129,10 +129,7 @@ def resumed(wanted: Wanted) -> Start:
 
 
 def check_changes(path: Path, old: dict[str, Any], new: dict[str, Any]) -> str:
-    """Says what has changed since the checkpoint, and returns what changes the order of windows.
-
-    CheckpointError if the weights do not fit the new architecture.
-    """
+    """Says what has changed, refuses another architecture, returns what reorders the windows."""
     changed = {
         key: f"{key} {shown(old.get(key, KEYS[key].default))} -> {shown(new[key])}"
         for key in KEYS
@@ -154,10 +151,7 @@ def check_changes(path: Path, old: dict[str, Any], new: dict[str, Any]) -> str:
 
 
 def check_same_order(start: Start, corpus: Corpus) -> None:
-    """Raises unless the next updates would show what the checkpoint's run would have shown.
-
-    That means its tokenizer, its text and its order of windows; none of it matters at the end.
-    """
+    """Raises unless the next updates, if any, show what the checkpoint's run would have shown."""
     state, path = start.state, start.path
     num_steps = start.config["num_epochs"] * corpus.batches.num_per_epoch
     if start.reordered and state["step"] < num_steps:

@@ -17,10 +17,7 @@ from training.optim import build_optimizer, clip_gradients, set_learning_rate
 
 
 class Learner:
-    """A model with what teaches it: objective, optimizer, gradient scaler.
-
-    It knows no files, no schedule and no text: tokens come as rows of the model's embedding table.
-    """
+    """A model with what teaches it; it knows no files, no schedule and no text."""
 
     def __init__(
         self, model: Transformer, machine: Machine, config: dict[str, Any], *, num_shared: int = 1
@@ -37,11 +34,7 @@ class Learner:
         self.scaler = machine.gradient_scaler()
 
     def update(self, inputs: Tensor, targets: Tensor, learning_rate: float) -> UpdateRecord:
-        """Learns from one batch (B, T). NonFiniteError leaves the weights as they were.
-
-        An infinite float16 gradient may come from scaling it too far up: the update is left out and
-        the next one is scaled less.
-        """
+        """Learns from rows of the table (B, T); NonFiniteError leaves the weights as they were."""
         start = time.perf_counter()
         set_learning_rate(self.optimizer, learning_rate)
         loss = self.accumulate_gradients(inputs, targets)

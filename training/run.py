@@ -11,16 +11,18 @@ import torch
 from torch import Tensor
 
 from corpus.corpus import Corpus
+from generation.comparison import Reference, compare_settings, plot_comparison
+from generation.fast_weights import prepared
 from generation.generator import TextGenerator
 from generation.settings import SAMPLE, Sampling
 from model import num_parameters
 from reports import plot, terminal
 from reports.history import Evaluation, History, Pace
 from storage import checkpoint
-from storage.run_folder import PLOT_NAME
+from storage.run_folder import COMPARISON_NAME, PLOT_NAME
 from system.errors import NonFiniteError
 from system.machine import seed_step
-from system.process import only_warn
+from system.process import log, only_warn
 from tokenizer import GPT2Tokenizer
 from training.learner import Learner
 from training.optim import OPTIMIZERS
@@ -154,3 +156,18 @@ class Run:
         weights = self.learner.model.state_dict()
         table = self.corpus.vocabulary.expand(weights[checkpoint.EMBEDDING])
         return {**weights, checkpoint.EMBEDDING: table}
+
+    def compare_strategies(self, path: Path) -> None:
+        """Shows what each way of sampling makes of the final model, beside held-out text."""
+        prompt, length = self.config["sample_prompt"], self.config["sample_tokens"]
+        if length:
+            model = prepared(checkpoint.load_model(path), device=self.learner.machine.device)
+            comparison = compare_settings(
+                TextGenerator(model, self.tokenizer),
+                prompt,
+                max_new_tokens=length,
+                seed=SAMPLING["seed"],
+                reference=Reference(self.corpus.train_ids, self.corpus.val_ids.numpy()),
+            )
+            log(f"{comparison}\n")
+            plot_comparison(self.folder / COMPARISON_NAME, comparison)

@@ -1,7 +1,6 @@
 """What the files of a run hold, written and read in one place; for any optimizer and any weights.
 
-Every file has the full model. A step checkpoint has also what an exact continuation needs: the
-optimizer's state and the scaler's. Best loss, batch order and rates follow from the rest.
+Best loss, batch order and learning rates are not among it: they follow from the rest.
 """
 
 import shlex
@@ -118,8 +117,7 @@ def best_state(run: Run, folder: Path) -> dict[str, Any] | None:
 
 def check_complete(path: Path, state: dict[str, Any]) -> None:
     """CheckpointError unless the state is one to go on from."""
-    missing = [key for key in NEEDED if key not in state]
-    if missing:
+    if missing := [key for key in NEEDED if key not in state]:
         raise CheckpointError(
             f"not a checkpoint to resume ({path} lacks {', '.join(missing)}): "
             "name one called model_checkpoint_step_X.pt"
@@ -127,21 +125,16 @@ def check_complete(path: Path, state: dict[str, Any]) -> None:
 
 
 def restore(run: Run, path: Path, state: dict[str, Any], *, has_moments: bool) -> None:
-    """Gives the run, whose model has the state's weights, all the rest that `save` wrote.
-
-    Without `has_moments` the optimizer starts anew: the moments are those of another text.
-    """
+    """Gives the run, whose model has the state's weights, the rest of what `save` wrote."""
     try:
         run.history = History.from_state_dict(state["history"])
         run.step = run.saved_step = state["step"]
         if not run.history.evaluations or len(run.history.train_losses) != run.step:
             raise ValueError("its history is not that of its step")
         if not run.history.learning_rates:  # an earlier version has not noted them
-            batches, seq_len = run.corpus.batches, run.config["seq_len"]
-            run.history.learning_rates = [run.learning_rate(step) for step in range(run.step)]
-            run.history.num_tokens = [
-                seq_len * len(batches.window_indices(step)) for step in range(run.step)
-            ]
+            windows = map(run.corpus.batches.window_indices, range(run.step))
+            run.history.learning_rates = list(map(run.learning_rate, range(run.step)))
+            run.history.num_tokens = [run.config["seq_len"] * len(batch) for batch in windows]
         if has_moments:
             restore_optimizer(run, state)
         else:
@@ -153,10 +146,7 @@ def restore(run: Run, path: Path, state: dict[str, Any], *, has_moments: bool) -
 
 
 def restore_optimizer(run: Run, state: dict[str, Any]) -> None:
-    """Takes over moments and scale; ValueError where a moment has another shape.
-
-    A parameter without moments has none yet: it is frozen, or float16 has skipped all updates.
-    """
+    """Takes over what moments there are, and the scale; ValueError if one has another shape."""
     optimizer, scaler = run.learner.optimizer, run.learner.scaler
     groups = optimizer.state_dict()["param_groups"]
     for group, saved in zip(groups, state.get(GROUPS, [{}] * len(groups)), strict=True):

@@ -93,8 +93,7 @@ def plain(value: Any) -> Any:
 
 def check(config: dict[str, Any]) -> None:
     """ConfigError with everything that is wrong with the config; keys that it lacks are right."""
-    problems = problems_of(config)
-    if problems:
+    if problems := problems_of(config):
         raise ConfigError("config: " + "; ".join(problems))
 
 
