@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,12 +13,14 @@ from generation.settings import RULES, SAMPLE, Settings
 from system.command_line import Parser
 from system.errors import ConfigError, DataError
 from system.files import as_path
-from system.process import note
+from system.process import is_open, note
 
 OFFICIAL_NAMES = ("gpt2-small", "gpt2-medium", "gpt2-large", "gpt2-xl")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8")
 DRAW, SEARCH, TALK, COMPARE = "", "--num-beams", "--interactive", "--compare"  # the modes
 ALL, WRITE, ONCE = {DRAW, SEARCH, TALK, COMPARE}, {DRAW, TALK}, {DRAW, SEARCH, COMPARE}
+FILTERS = ("top_k", "top_p", "min_p", "typical_p")  # none of them takes away the likeliest token
+HALF_A_PAIR = re.compile("[\ud800-\udfff]")  # no text that can be written holds one
 
 
 class Option(NamedTuple):
@@ -37,7 +40,7 @@ OPTIONS = {
     "interactive": Option({TALK}, "ask for prompts until Ctrl-D", False, FLAG),
     "compare": Option({COMPARE}, "show ways of sampling side by side, with numbers", False, FLAG),
     "json": Option(ONCE, "one JSON object a line for each text", False, FLAG),
-    "checkpoint": Option(ALL, "file", Path("final_trained_model.pt"), PATH),
+    "checkpoint": Option(ALL, "model file or run's folder", Path("final_trained_model.pt"), PATH),
     "model": Option(ALL, "OpenAI's weights, untrained here", None, {"choices": OFFICIAL_NAMES}),
     "device": Option(ALL, "auto, cpu, mps, cuda or cuda:N", "auto"),
     "precision": Option(ALL, "type of the weights", "auto", {"choices": PRECISIONS}),
@@ -88,41 +91,53 @@ def mode_of(given: dict[str, Any]) -> str:
         mode = TALK if "interactive" in given else COMPARE
     else:
         mode = SEARCH if given.get("num_beams", 1) > 1 else DRAW
-    idle = [flag(name) for name in given if mode not in OPTIONS[name].modes]
-    if idle:
-        place = f"with {mode}" if mode else "without --num-beams"
-        raise ConfigError(f"no effect {place} ({', '.join(idle)}): leave it out")
-    if "one_a_line" in given and "prompt" in given and "prompt_file" not in given:
-        raise ConfigError("no effect on --prompt (--one-a-line): leave it out")
+    path, here = given.get("prompt_file"), f"with {mode}" if mode else "without --num-beams above 1"
+    idle = {
+        here: [name for name in given if mode not in OPTIONS[name].modes],
+        "with --temperature 0": FILTERS if given.get("temperature") == 0 else (),
+        "on --prompt": ["one_a_line"] if "prompt" in given and not path else (),
+        "on a .jsonl file": ["one_a_line"] if str(path).lower().endswith(".jsonl") else (),
+    }
+    for place, names in idle.items():
+        flags = ", ".join(flag(name) for name in names if name in given)
+        if flags:
+            raise ConfigError(f"no effect {place} ({flags}): leave it out")
     return mode
 
 
 def prompts_of(options: argparse.Namespace) -> list[str]:
     """All prompts given: by --prompt, by --prompt-file, else through a pipe."""
-    prompts, path = list(options.prompt), options.prompt_file
-    if path:
-        try:
-            raw = path.read_bytes()
-        except OSError as error:
-            cause = f"cannot read the prompt file ({path}: {error.strerror})"
-            raise ConfigError(f"{cause}: name a text file, or give --prompt") from error
-        prompts += prompts_in(raw, str(path), one_a_line=options.one_a_line)
-    elif not prompts and options.mode != TALK:
-        if sys.stdin is None or sys.stdin.isatty():
-            sources = '--prompt "Once upon a time", --interactive, or a text on stdin'
-            raise ConfigError(f"no prompt: give {sources}")
-        prompts = prompts_in(sys.stdin.buffer.read(), "the pipe", one_a_line=options.one_a_line)
-    return prompts
+    prompts = [text_of(prompt, "--prompt").removesuffix("\n") for prompt in options.prompt]
+    path, name = options.prompt_file, str(options.prompt_file or "the pipe")
+    if options.mode == TALK or (prompts and not path):
+        return prompts
+    if not path and (not is_open(sys.stdin) or sys.stdin.isatty()):
+        sources = '--prompt "Once upon a time", --interactive, or a text on stdin'
+        raise ConfigError(f"no prompt: give {sources}")
+    try:  # a stream of text, as a notebook's, has no buffer
+        raw = path.read_bytes() if path else getattr(sys.stdin, "buffer", sys.stdin).read()
+    except (OSError, ValueError) as error:
+        cause = f"cannot read the prompt ({name}: {getattr(error, 'strerror', None) or error})"
+        raise ConfigError(f"{cause}: name a text file, or give --prompt") from error
+    return prompts + prompts_in(raw, name, one_a_line=options.one_a_line)
 
 
-def prompts_in(raw: bytes, name: str, *, one_a_line: bool) -> list[str]:
-    """The prompts in a file or a pipe, read as a text to train on is, but for its last line end.
+def text_of(raw: bytes | str, name: str) -> str:
+    """Read as a text to train on is; what is no text, and half a surrogate pair, is U+FFFD."""
+    if isinstance(raw, str):
+        raw = HALF_A_PAIR.sub("\0", raw).encode()
+    text = decode_text(raw, name, replace_invalid=True)
+    if text.count("\ufffd") > raw.count("\ufffd".encode()):
+        note(f"notice: what is no text in {name} is read as U+FFFD")
+    return text
+
+
+def prompts_in(raw: bytes | str, name: str, *, one_a_line: bool) -> list[str]:
+    """The prompts in a file or a pipe, whose last line end does not count.
 
     A .jsonl file has one on each line: a string, or an object with a `prompt`.
     """
-    text = decode_text(raw, name, replace_invalid=True)
-    if "\ufffd" in text and "\ufffd".encode() not in raw:
-        note(f"notice: what is no text in {name} is read as U+FFFD")
+    text = text_of(raw, name)
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if name.lower().endswith(".jsonl"):
         prompts = [prompt_in_json(line, f"{name}, line {number}") for number, line in lines]
@@ -140,8 +155,10 @@ def prompt_in_json(line: str, place: str) -> str:
         value = json.loads(line)
     except (ValueError, RecursionError):
         value = None
-    prompt = value.get("prompt") if isinstance(value, dict) else value
-    if not isinstance(prompt, str):
+    entries = value if isinstance(value, dict) else {"prompt": value}
+    idle = [key for key in entries if key != "prompt"]
+    if idle or not isinstance(entries.get("prompt"), str):
+        cause = f"no effect of {', '.join(map(ascii, idle))}" if idle else "no prompt"
         wanted = '"Once upon a time", or {"prompt": "Once upon a time"}'
-        raise DataError(f"no prompt ({place}): write {wanted}")
-    return prompt
+        raise DataError(f"{cause} ({place}): write {wanted}")
+    return text_of(entries["prompt"], place)

@@ -43,7 +43,11 @@ def test_an_option_has_an_effect_or_is_named(mode):
         ("--compare --num-beams=1", "--compare (--num-beams)"),
         ("--compare --top-k=5 --stop=x", "--compare (--top-k, --stop)"),
         ("--num-beams=2 --temperature=0.8", "--num-beams (--temperature)"),
-        ("--length-penalty=2", "without --num-beams (--length-penalty)"),
+        ("--length-penalty=2", "without --num-beams above 1 (--length-penalty)"),
+        ("--num-beams=1 --length-penalty=1", "--num-beams above 1 (--length-penalty)"),
+        ("--temperature=0 --top-p=1 --top-k=5", "with --temperature 0 (--top-k, --top-p)"),
+        ("--temperature=0.0 --typical-p=1 --min-p=1", "--temperature 0 (--min-p, --typical-p)"),
+        ("--prompt-file=A.JSONL --prompt=a --one-a-line", "on a .jsonl file (--one-a-line)"),
         ("--one-a-line --prompt=a", "--prompt (--one-a-line)"),
         ("--model=gpt2-small --checkpoint=a.pt", "not allowed with argument"),
         ("--prompt=a --temp=1", "unrecognized arguments: --temp=1"),
@@ -78,9 +82,6 @@ def test_a_tilde_is_the_home_folder(option, monkeypatch, tmp_path):
     assert getattr(options, option) == tmp_path / "a b"
 
 
-# ---------------------------------------------------------------- prompts
-
-
 def read(source: str, raw: bytes, folder: Path, monkeypatch, *options: str) -> list[str]:
     """The prompts that a file of that name, or the pipe, gives."""
     if source == "pipe":
@@ -108,6 +109,17 @@ def test_a_file_and_a_pipe_are_read_alike(source, raw, prompt, tmp_path, monkeyp
     assert ("read as U+FFFD" in capsys.readouterr().err) == ("\ufffd" in prompt)
 
 
+@pytest.mark.parametrize("source", ["option", "stream of text", ".jsonl"])
+def test_what_comes_as_text_is_read_like_bytes(source, tmp_path, monkeypatch, capsys):
+    text = "\ufeffThe cat\r\nsat \udcff\ud800\n"  # a byte that is no UTF-8, and half a pair
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    (tmp_path / ".jsonl").write_text(json.dumps(text.rstrip()))
+    path = f"--prompt-file={tmp_path / '.jsonl'}"
+    arguments = {"option": [f"--prompt={text}"], "stream of text": [], ".jsonl": [path]}[source]
+    assert prompts_of(parse_arguments(arguments)) == ["The cat\nsat \ufffd\ufffd"]
+    assert "read as U+FFFD" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("source", ["pipe", "prompts.txt"])
 def test_each_line_is_a_prompt_when_asked(source, tmp_path, monkeypatch):
     raw = b"One\r\n\r\n  Two\n"
@@ -115,7 +127,7 @@ def test_each_line_is_a_prompt_when_asked(source, tmp_path, monkeypatch):
 
 
 def test_json_lines_are_prompts(tmp_path, monkeypatch):
-    raw = b'"One\\n"\n\n{"prompt": "Two \\u96ea", "id": 3}\n{"prompt": ""}\n'
+    raw = b'"One\\n"\n\n{"prompt": "Two \\u96ea"}\n{"prompt": ""}\n'
     prompts = read("A.JSONL", raw, tmp_path, monkeypatch, "--prompt=first")
     assert prompts == ["first", "One\n", "Two 雪", ""]
 
@@ -126,20 +138,30 @@ def test_a_line_without_a_prompt_is_named(line, tmp_path, monkeypatch):
         read("a.jsonl", f"{json.dumps('One')}\n{line}\n".encode(), tmp_path, monkeypatch)
 
 
+def test_what_a_line_has_beside_its_prompt_is_named(tmp_path, monkeypatch):
+    raw = b'"One"\n{"prompt": "a", "temperature": 0, "\x7f": 1}\n'
+    with pytest.raises(DataError, match=r"'temperature', '\\x7f' \(.*a.jsonl, line 2\)"):
+        read("a.jsonl", raw, tmp_path, monkeypatch)
+
+
 def test_files_that_give_no_prompt_are_named(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"no prompts \(.*empty.jsonl\)"):
         read("empty.jsonl", b"\n", tmp_path, monkeypatch)
     with pytest.raises(DataError, match="looks like a zip archive"):
         read("a.txt", b"PK\x03\x04", tmp_path, monkeypatch)
     for path in (tmp_path / "none.txt", tmp_path):
-        with pytest.raises(ConfigError, match="cannot read the prompt file") as caught:
+        with pytest.raises(ConfigError, match="cannot read the prompt ") as caught:
             prompts_of(parse_arguments([f"--prompt-file={path}"]))
         assert str(path) in str(caught.value)
         assert "disk" not in str(caught.value)
 
 
-def test_a_missing_prompt_is_asked_for(monkeypatch):
-    monkeypatch.setattr("sys.stdin", None)
-    with pytest.raises(ConfigError, match="give --prompt"):
-        prompts_of(parse_arguments([]))
+def test_a_missing_prompt_is_asked_for(monkeypatch, tmp_path):
+    closed = io.StringIO()
+    closed.close()
+    with (tmp_path / "only for writing").open("w") as refusing:
+        for stdin in (None, closed, refusing):
+            monkeypatch.setattr("sys.stdin", stdin)
+            with pytest.raises(ConfigError, match="give --prompt"):
+                prompts_of(parse_arguments([]))
     assert prompts_of(parse_arguments(["--interactive"])) == []
