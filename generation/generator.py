@@ -8,7 +8,7 @@ from generation.decoding import Context, continue_rows
 from generation.row import Row
 from generation.settings import Settings
 from model import Transformer
-from system.errors import CheckpointError
+from system.errors import CheckpointError, SamplingError
 from tokenizer import GPT2Tokenizer
 
 
@@ -57,6 +57,8 @@ class TextGenerator:
 
     def rows(self, prompts: Sequence[str], settings: Settings) -> list[Row]:
         """Rows to write: `num_samples` of each prompt, with the seeds seed, seed + 1, ..."""
+        if not isinstance(prompts, Sequence) or not all(isinstance(p, str) for p in prompts):
+            raise SamplingError(f"prompt={prompts!r:.60} is neither a text nor a list of texts")
         seeds = range(settings.seed, settings.seed + settings.num_samples)
         return [Row(self.tokenizer, text, seed, settings) for text in prompts for seed in seeds]
 

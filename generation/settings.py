@@ -4,6 +4,7 @@ import math
 import numbers
 import secrets
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
@@ -23,7 +24,8 @@ class Rule(NamedTuple):
         """The value as Python's own int or float, None if it is none of the kind: True is not."""
         wanted = numbers.Integral if self.kind is int else numbers.Real
         is_number = isinstance(value, wanted) and not isinstance(value, bool)
-        return self.kind(value) if is_number else None
+        with suppress(OverflowError):  # 10**400 is no float
+            return self.kind(value) if is_number else None
 
 
 NUMBER = Rule(float, math.isfinite, "a number")

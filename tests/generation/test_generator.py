@@ -1,5 +1,6 @@
 """`TextGenerator` against a naive loop, and the model that it leaves as it was."""
 
+import numpy as np
 import pytest
 import torch
 from tiny_model import SIZES, T, naive_logits
@@ -11,7 +12,7 @@ from generation.row import prompt_ids
 from generation.scoring import log_probabilities
 from model import Transformer
 from storage.checkpoint import EMBEDDING, build_model
-from system.errors import CheckpointError
+from system.errors import CheckpointError, SamplingError
 from tokenizer import END_OF_TEXT, END_OF_TEXT_ID
 
 
@@ -61,6 +62,15 @@ def test_several_prompts_and_samples_are_the_texts_that_each_gives_alone(generat
     ]
 
 
+@pytest.mark.parametrize(
+    "prompt", [None, 5, b"abc", ["a", 3], np.arange(3), np.array("a"), torch.tensor(1)], ids=repr
+)
+def test_a_prompt_that_is_no_text_is_named(generator, prompt):
+    for write in (generator.generate, lambda given, length: next(generator.stream(given, length))):
+        with pytest.raises(SamplingError, match=r"^prompt="):
+            write(prompt, 1)
+
+
 @pytest.mark.parametrize("settings", [{"temperature": 0}, {"num_beams": 2}], ids=str)
 def test_a_text_ends_at_end_of_text_which_is_not_shown(tokenizer, settings):
     model = build_model(SIZES, tokenizer.encoding.n_vocab)
@@ -75,9 +85,6 @@ def test_end_of_text_in_a_prompt_is_plain_text(generator):
     prompt = f"The end.{END_OF_TEXT}"
     assert END_OF_TEXT_ID not in prompt_ids(generator.tokenizer, prompt)
     assert generator.generate(prompt, 3).startswith(prompt)
-
-
-# ---------------------------------------------------------------- the caller's model
 
 
 @pytest.fixture
@@ -117,9 +124,6 @@ def test_text_of_a_model_in_training_has_no_dropout(learner, tokenizer):
         pieces.append(piece)
     learner.eval()
     assert "Once" + "".join(pieces) == writer.generate("Once", 12, temperature=0)
-
-
-# ---------------------------------------------------------------- rows that are no tokens
 
 
 @pytest.mark.parametrize("settings", [{"temperature": 3.0, "num_samples": 50}, {"num_beams": 3}])

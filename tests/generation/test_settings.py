@@ -9,7 +9,7 @@ from generation.settings import RULES, Sampling, Settings
 from system.errors import SamplingError
 
 WRONG = {
-    "temperature": [-0.1, math.nan, math.inf, "0.8", True, None],
+    "temperature": [-0.1, 10**400, math.nan, math.inf, "0.8", True, None],
     "top_k": [0, 5.0, np.float64(5), "5", True],
     "top_p": [0.0, 1.1, math.nan],
     "min_p": [0, 2],
