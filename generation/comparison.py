@@ -16,7 +16,6 @@ from generation.scoring import log_probabilities
 from generation.settings import SAMPLE, Sampling, Settings
 from generation.textstats import distinct_share, longest_copies
 from system.files import as_path, write_durably
-from system.process import warn
 from tokenizer import END_OF_TEXT_ID
 
 NUM_OPENINGS = 8  # that every setting continues, greedy too
@@ -134,13 +133,12 @@ class Comparison:
             name: {key: value if np.isfinite(value) else None for key, value in values.items()}
             for name, values in self.numbers.items()
         }
-        nearest = self.nearest
         return {
             "texts": self.texts,
             "human": numbers.pop(HUMAN, None),
             "numbers": numbers,
-            "nearest": nearest,
-            "recommended": nearest[0] if len(nearest) == 1 else None,
+            "nearest": self.nearest,
+            "recommended": self.nearest[0] if len(self.nearest) == 1 else None,
         }
 
     def __str__(self) -> str:
@@ -241,18 +239,12 @@ def side_by_side(texts: dict[str, str], *, width: int) -> str:
 
 
 def plot_comparison(path: str | Path, comparison: Comparison) -> None:
-    """Draws each statistic of each setting as a bar, that of human text as a line, into a PNG.
+    """Draws each statistic of each setting as a bar, that of human text as a line, into a PNG."""
+    from matplotlib.figure import Figure  # not pyplot: no display, no global state
 
-    A picture that cannot be had is a warning: the numbers are there without it.
-    """
-    try:
-        from matplotlib.figure import Figure  # not pyplot: no display, no global state
-
-        figure = Figure(figsize=(12, 4), layout="constrained")
-        draw_panels(figure, comparison)
-        write_durably(as_path(path), lambda file: figure.savefig(file, format="png", dpi=120))
-    except (ImportError, OSError) as error:
-        warn(f"no picture of the comparison ({path}): {getattr(error, 'strerror', None) or error}")
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    draw_panels(figure, comparison)
+    write_durably(as_path(path), lambda file: figure.savefig(file, format="png", dpi=120))
 
 
 def draw_panels(figure: Any, comparison: Comparison) -> None:

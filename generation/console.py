@@ -16,7 +16,7 @@ from generation.row import Row, printable
 from generation.settings import RULES, Settings
 from storage.run_folder import COMPARISON_NAME
 from system.errors import ConfigError, DataError, SamplingError
-from system.process import note
+from system.process import is_open, note, only_warn
 from tokenizer import GPT2Tokenizer
 
 HINT = (
@@ -63,7 +63,7 @@ def notice_long(generator: TextGenerator, prompts: Sequence[str]) -> None:
 
 def converse(generator: TextGenerator, settings: Settings) -> None:
     """Asks for prompts and continues them until the input ends; `/name value` changes a setting."""
-    if sys.stdin is None:
+    if not is_open(sys.stdin):
         raise ConfigError("no input for --interactive: start it in a terminal")
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="replace")
@@ -126,8 +126,11 @@ def compare(
     compared = [compare_settings(generator, p, reference=reference, **sizes) for p in prompts]
     for comparison in compared:
         print(json.dumps(comparison.as_dict()) if options.json else comparison)
-    plot_comparison(Path(COMPARISON_NAME), compared[0])
-    note(f"({COMPARISON_NAME}, seed {options.settings.seed})")
+    said = f"seed {options.settings.seed}"
+    with only_warn(f"no picture of the comparison ({COMPARISON_NAME})"):
+        plot_comparison(Path(COMPARISON_NAME), compared[0])
+        said = f"{COMPARISON_NAME}{' of the first prompt' * (len(compared) > 1)}, {said}"
+    note(f"({said})")
 
 
 def find_reference(tokenizer: GPT2Tokenizer, state: dict[str, Any]) -> Reference | None:

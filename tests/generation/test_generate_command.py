@@ -88,13 +88,18 @@ def test_a_wrong_option_is_one_line_and_exit_2(command, options):
     assert line.startswith("error: ")
 
 
+def test_a_model_with_fewer_rows_than_the_tokenizer_is_one_line_and_exit_4(command, tmp_path):
+    state = checkpoint.build_model(SIZES, 100).state_dict()
+    checkpoint.save(tmp_path / "a.pt", {"config": SIZES, "model_state_dict": state})
+    code, text, line = command("--prompt=Once", f"--checkpoint={tmp_path / 'a.pt'}")
+    assert (code, text, line.count("\n")) == (4, "", 1)
+    assert "too few tokens" in line
+
+
 def test_control_characters_never_reach_the_terminal(command):
     code, text, notes = command("--prompt=\x1b[2J", "--max-new-tokens=0")
     assert (code, text) == (0, "\\x1b[2J\n")
     assert "notice" not in notes
-
-
-# ---------------------------------------------------------------- prompts one by one
 
 
 @pytest.fixture
@@ -150,9 +155,6 @@ def test_help_shows_every_setting_with_its_present_value(talk):
     shown = dict(re.findall(r"^/(\S+) +(\S+) +\S.*$", notes, flags=re.MULTILINE))
     assert {name.replace("-", "_") for name in shown} >= set(CHANGEABLE)
     assert (shown["top-k"], shown["top-p"], shown["seed"]) == ("7", "off", "5")
-
-
-# ---------------------------------------------------------------- a process of its own
 
 
 def test_a_prompt_comes_through_a_pipe_to_a_terminal_without_emoji(model_path, generator):
@@ -215,9 +217,6 @@ def test_ctrl_c_stops_a_text_but_not_the_program(model_path):
         os.close(theirs)
 
 
-# ---------------------------------------------------------------- the comparison
-
-
 def test_settings_are_compared_with_the_text_that_the_model_was_trained_on(
     trained, tmp_path, monkeypatch, command
 ):
@@ -231,8 +230,10 @@ def test_settings_are_compared_with_the_text_that_the_model_was_trained_on(
     assert "nearest to the held-out text: " in text
     assert (folder / "sampling_comparison.png").exists()
     assert "nearest to the held-out text: " in trained.stdout
-    code, text, _ = command(f"--checkpoint={path}", *options, "--json")
-    [line] = text.splitlines()
+    assert notes.endswith("(sampling_comparison.png, seed 1)\n")
+    _, text, notes = command(f"--checkpoint={path}", *options, "--prompt=Two", "--json")
+    assert notes.endswith("(sampling_comparison.png of the first prompt, seed 1)\n")
+    line, _ = text.splitlines()
     assert json.loads(line, parse_constant=pytest.fail)["human"]["log_probability"] < 0
 
 
@@ -246,3 +247,4 @@ def test_without_the_text_and_room_for_a_picture_the_comparison_says_what_it_lac
     assert "nearest" not in text
     assert "no comparison with human text" in notes
     assert "warning: no picture of the comparison (sampling_comparison.png)" in notes
+    assert notes.endswith("\n(seed 5)\n")
