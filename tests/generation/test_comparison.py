@@ -68,9 +68,6 @@ def test_every_token_of_a_long_text_is_predicted_once_from_enough_before_it(gene
         assert any(math.isclose(value, other, rel_tol=1e-5, abs_tol=1e-6) for other in possible)
 
 
-# ---------------------------------------------------------------- side by side
-
-
 def compared(noise: float, **settings: list[float]) -> Comparison:
     """Of settings given by their means, which eight texts have within the noise."""
     source = np.random.default_rng(0)

@@ -62,9 +62,6 @@ def test_the_best_logits_of_a_narrow_head_are_computed_in_float32(model):
         torch.testing.assert_close(narrow.head(hidden), model.head(hidden), rtol=1e-5, atol=1e-5)
 
 
-# ---------------------------------------------------------------- variants
-
-
 class NormedAttention(MultiHeadAttentionBlock):
     """Queries and keys normalized with weights of their own, then turned by a buffer's angles."""
 
