@@ -7,6 +7,7 @@ that has `<size>/<file>`. Files put into `gpt2/<size>/` by hand are as good, aft
 import os
 import warnings
 from collections.abc import Collection
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,7 +62,8 @@ def download_and_load_gpt2(
     model_size: str = "124M", models_dir: str | Path = "gpt2"
 ) -> tuple[dict[str, int], dict[str, Any]]:
     """(settings, params) of an official model, fetched into `models_dir` where it is not there."""
-    import_tensorflow()  # before gigabytes come that only it can read
+    if find_spec("tensorflow") is None:
+        import_tensorflow()  # says so before gigabytes come that only it can read
     prefix = download_gpt2(model_size, models_dir) / "model.ckpt"
     settings = dict(MODELS[model_size].settings)
     try:

@@ -86,8 +86,10 @@ def test_without_network_the_error_says_what_to_put_where(official, server, monk
         url, mirror = (f"http://127.0.0.1:{closed.getsockname()[1]}/{i}" for i in (1, 2))
     monkeypatch.setattr(gpt_download, "BASE_URL", url)
     monkeypatch.setenv("GPT2_MIRROR", mirror)
+    monkeypatch.delitem(sys.modules, "tensorflow", raising=False)
     with pytest.raises(DownloadError) as caught:
-        download_gpt2("124M", tmp_path)
+        gpt_download.download_and_load_gpt2("124M", tmp_path)
+    assert "tensorflow" not in sys.modules  # nor what it prints
     wanted = [f"{url}/124M/", f"{mirror}/124M/", str(tmp_path / "124M"), *gpt_download.FILE_NAMES]
     assert all(text in str(caught.value) for text in wanted)
     assert "\n" not in str(caught.value)
@@ -180,9 +182,10 @@ def test_without_tensorflow_nothing_is_fetched_and_the_ways_out_are_told(
     (tmp_path / "tensorflow.py").write_text("raise ImportError('no such symbol')")
     monkeypatch.delitem(sys.modules, "tensorflow", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
-    ways = r"no such symbol\): pip install .* Python below 3.14, or .* folder with --weights_path"
+    ways = r"\): pip install .* Python below 3.14, or .* folder with --weights_path"
+    with pytest.raises(DownloadError, match=f"no such symbol{ways}"):
+        gpt_download.load_gpt2_params_from_tf_ckpt(tmp_path / "model.ckpt", SETTINGS)
+    monkeypatch.setitem(sys.modules, "tensorflow", None)  # as if it were not installed
     with pytest.raises(DownloadError, match=ways):
         gpt_download.download_and_load_gpt2("124M", tmp_path / "models")
-    with pytest.raises(DownloadError, match=ways):
-        gpt_download.load_gpt2_params_from_tf_ckpt(tmp_path / "model.ckpt", SETTINGS)
     assert server.requests == []
