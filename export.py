@@ -19,7 +19,6 @@ from system.process import StopSignals, run_command
 from tokenizer import END_OF_TEXT_ID
 
 PACKAGES = {"hf": "safetensors", "gguf": "gguf"}
-TYPES = ("f32", "f16", "q8_0")  # as in exchange.gguf_file
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -28,7 +27,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     add("--to", choices=PACKAGES, required=True, help="Hugging Face folder, or GGUF file")
     add("path", type=as_path, help="the folder or the file to write")
     add("--checkpoint", type=as_path, default=Path("final_trained_model.pt"), help="model file")
-    add("--type", choices=TYPES, help="how GGUF holds the matrices (f16)")
+    add("--type", choices=("f32", "f16", "q8_0"), help="how GGUF holds the matrices (f16)")
     options = parser.parse_args(arguments)
     if options.to == "hf" and options.type:
         parser.error("--type is for --to gguf")

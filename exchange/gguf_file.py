@@ -30,10 +30,7 @@ SIZES = {  # keys of our config by GGUF's, which begin with `gpt2.`
 def export_gguf(
     path: str | Path, config: dict[str, Any], model: Transformer, type_name: str
 ) -> str:
-    """Writes the model, with its matrices as f32, f16 or q8_0, and returns the receipt.
-
-    The file gets its name when it is compared and on the disk.
-    """
+    """The receipt of the file, which gets its name when it is compared and on the disk."""
     path, weights, receipts = as_path(path), gpt2_weights(model), []
 
     def write(file: BinaryIO) -> None:
@@ -85,12 +82,9 @@ def rows_by_name(num_layers: int) -> dict[str, Row]:
 
 
 def stored_type(name: str, weight: Tensor, wanted: str) -> str:
-    """The type of a weight: vectors and positions stay float32, as llama.cpp's own converter does.
-
-    q8_0 has blocks of 32 numbers of a row: a matrix with other rows becomes float16.
-    """
+    """The type of a weight: q8_0 has blocks of 32 numbers of a row, other rows become float16."""
     if weight.dim() == 1 or name.endswith(".pe"):
-        return "F32"
+        return "F32"  # as llama.cpp's own converter does
     if wanted == "q8_0" and weight.size(1) % 32:
         return "F16"
     return wanted.upper()
