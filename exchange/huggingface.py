@@ -40,7 +40,6 @@ KINDS = {  # what a file is by its first bytes, and what to do
     b"version https://git-lfs": ("a Git LFS pointer", "git lfs pull fetches the file itself"),
     b"GGUF": ("a GGUF file", "give the Hugging Face folder that it was made from"),
     b"<": ("a web page", "download the file itself"),
-    b"{": ("JSON", "give the folder, or its .safetensors file"),
 }
 END_IDS = {"bos_token_id": END_OF_TEXT_ID, "eos_token_id": END_OF_TEXT_ID}
 
@@ -49,11 +48,10 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, int], dict[str, Any]]:
     """(settings, params) of a Hugging Face folder or of one .safetensors file.
 
     The params are left in the file until they are used, so the model is the only copy in memory.
-    WeightsError says what is wrong, or what else the file is.
     """
     path = as_path(path)
     stored = stored_tensors(weight_files(path))
-    config = read_config((path if path.is_dir() else path.parent) / "config.json")
+    config = read_config(config_path := (path if path.is_dir() else path.parent) / "config.json")
     num_layers = len({match[1] for name in stored if (match := re.match(r"h\.(\d+)\.", name))})
     rows = name_rows(max(num_layers, 1))
     head = stored.pop("lm_head.weight", None)
@@ -66,40 +64,52 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, int], dict[str, Any]]:
     if any(len(shape) != 2 or 0 in shape for shape in shapes):
         raise WeightsError(f"no tables and matrices ({path} has the shapes {shapes}): not a GPT-2")
     (n_vocab, n_embd), (n_ctx, _), (_, n_inner) = shapes
+    sizes = {"n_embd": n_embd, "n_inner": n_inner, "n_layer": num_layers}
+    positions = "n_positions" if "n_positions" in config else "n_ctx"  # old files have both names
+    for key, size in {**sizes, positions: n_ctx}.items():
+        if config.get(key) not in (None, size):
+            fault = f"config.json says {key}={config[key]!r}, the weights have {size}"
+            raise WeightsError(f"{fault} ({path}): copy the folder again")
     n_head = config.get("n_head", n_embd // 64)  # GPT-2's own heads have size 64
-    if n_head < 1 or n_embd % n_head:
-        raise WeightsError(f"n_embd={n_embd} in {n_head} heads ({path}): set n_head in config.json")
-    sizes = {"n_vocab": n_vocab, "n_ctx": n_ctx, "n_embd": n_embd, "n_inner": n_inner}
-    settings = {**sizes, "n_head": n_head, "n_layer": num_layers}
+    if type(n_head) is not int or n_head < 1 or n_embd % n_head:
+        place = config_path if config_path.exists() else f"there is no {config_path}"
+        raise WeightsError(f"n_embd={n_embd} in {n_head!r} heads ({place}): set n_head there")
+    settings = {**sizes, "n_vocab": n_vocab, "n_ctx": n_ctx, "n_head": n_head}
     return settings, nested({row.gpt2: stored[row.huggingface] for row in rows})
 
 
 def weight_files(path: Path) -> list[Path]:
     """What holds the weights of a folder, by its index if it has one; or the file `path` itself."""
     if not path.is_dir():
+        if re.search(r"-\d+-of-0*([2-9]|1\d)", path.name):
+            raise WeightsError(f"one part of several ({path}): give the folder with all of them")
         return [path]
     index = path / "model.safetensors.index.json"
     if index.exists() and not (path / "model.safetensors").exists():
-        text = index.read_text(encoding="utf-8", errors="replace")
-        return [path / name for name in sorted({*re.findall(r'"([^"/\\]+\.safetensors)"', text)})]
+        places = json.dumps(read_object(index, "an index").get("weight_map"), ensure_ascii=False)
+        if names := sorted({*re.findall(r'"([^"/\\]+\.safetensors)"', places)}):
+            return [path / name for name in names]
+        raise WeightsError(f"not an index ({index}: no file beside it is named): copy it again")
     for pattern in ("model.safetensors", "*.safetensors", "*.bin", "*.pt"):
         if files := sorted(path.glob(pattern)):
             return files
     raise WeightsError(f"no .safetensors file ({path}): give one, or the folder that has it")
 
 
+def read_object(path: Path, kind: str) -> dict[str, Any]:
+    """The JSON object in a file; WeightsError says why it is not `kind`."""
+    try:
+        found = json.loads(path.read_bytes())  # bytes: in UTF-16 or with a mark in front too
+        if not isinstance(found, dict):
+            raise ValueError(f"it holds a {type(found).__name__}")
+    except (OSError, ValueError, RecursionError) as error:
+        raise WeightsError(f"not {kind} ({path}: {error}): copy it again") from error
+    return found
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """config.json, or {} where there is none; WeightsError if it is not of a GPT-2."""
-    if not path.exists():
-        return {}
-    try:
-        config = json.loads(path.read_text(encoding="utf-8-sig"))  # editors put a mark in front
-        if not isinstance(config, dict):
-            raise ValueError(f"it holds a {type(config).__name__}")
-        if type(config.get("n_head", 1)) is not int:
-            raise ValueError(f"n_head is {config['n_head']!r}")
-    except (ValueError, RecursionError) as error:
-        raise WeightsError(f"not a config ({path}: {error}): copy it again") from error
+    config = read_object(path, "a config") if path.exists() else {}
     if config.get("activation_function") in SAME_GELU:
         config["activation_function"] = SAME["activation_function"]
     others = [f"{key}={config[key]!r}" for key in SAME if config.get(key, SAME[key]) != SAME[key]]
@@ -123,7 +133,10 @@ class StoredTensor:
         from safetensors import safe_open
 
         with safe_open(self.path, framework="pt") as opened:
-            numbers = opened.get_slice(self.name)[slice(*rows.indices(self.shape[0]))].float()
+            numbers = opened.get_slice(self.name)[slice(*rows.indices(self.shape[0]))]
+        if not numbers.is_floating_point():
+            raise WeightsError(f"{self.name} is {numbers.dtype} ({self.path}): save it as float32")
+        numbers = numbers.float()
         if not numbers.isfinite().all():
             raise WeightsError(f"a weight is not finite ({self.path}: {self.name}): copy it again")
         return numbers.numpy()
@@ -157,6 +170,8 @@ def tensors_in(path: Path) -> Iterator[StoredTensor]:
         with path.open("rb") as file:
             start = file.read(24)
         kinds = [kind for magic, kind in KINDS.items() if start.startswith(magic)]
+        if start and start[8:9] != b"{":  # where every header begins
+            kinds.append(("it starts otherwise", "give a GPT-2's folder or .safetensors file"))
         kind, advice = kinds[0] if kinds else (error if start else "empty", "copy it again")
         raise WeightsError(f"not a safetensors file ({path}: {kind}): {advice}") from error
 

@@ -125,6 +125,13 @@ def test_pieces_are_read_by_their_index_or_all(folder, published):
     places = {name: file for file, part in parts.items() for name in part}
     (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": places}))
     assert_same(folder, published)
+    for content in ("[", "{}", '{"weight_map": {"wte.weight": "../x.safetensors"}}'):
+        (folder / "broken").mkdir(exist_ok=True)
+        (folder / "broken" / INDEX).write_text(content)
+        with pytest.raises(WeightsError, match=f"not an index .*{INDEX}: "):
+            read_safetensors(folder / "broken")
+    with pytest.raises(WeightsError, match="one part of several"):
+        read_safetensors(folder / "model-00002-of-00003.safetensors")
     (folder / "model-1.safetensors").unlink()
     with pytest.raises(WeightsError, match=r"no such file \(.*model-1.safetensors\): check"):
         read_safetensors(folder)
@@ -137,8 +144,6 @@ def test_pieces_are_read_by_their_index_or_all(folder, published):
         (b'{"model_type": "gp', "Unterminated"),
         (b'[{"n_head": 3}]', "it holds a list"),
         ('{"model_type": "gpt2", "_name": "ä"}'.encode("latin-1"), "codec can't decode"),
-        (b'{"n_head": null}', "n_head is None"),
-        (b'{"n_head": "3"}', "n_head is '3'"),
         (b"[" * 100_000, "recursion|overflow"),
     ],
 )
@@ -148,8 +153,13 @@ def test_a_broken_config_is_named(folder, content, reason):
     with pytest.raises(WeightsError, match=reason) as caught:
         read_safetensors(folder)
     assert str(caught.value).startswith(f"not a config ({path}: ")
-    path.write_bytes(b"\xef\xbb\xbf" + json.dumps({"n_head": 3}).encode())  # a mark is skipped
-    assert read_safetensors(folder)[0] == SETTINGS
+    for encoding in ("utf-8-sig", "utf-16"):  # as editors save it
+        path.write_text(json.dumps({"n_head": 3}), encoding)
+        assert read_safetensors(folder)[0] == SETTINGS
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(WeightsError, match="not a config"):
+        read_safetensors(folder)
 
 
 @pytest.mark.parametrize(
@@ -164,6 +174,14 @@ def test_a_broken_config_is_named(folder, content, reason):
         ({}, {"transformer.wpe.weight": torch.ones(0, 12)}, "no tables"),
         ({}, {TABLE: torch.full((11, 12), float("nan"))}, rf"not finite \(.*{FILE}: {TABLE}\)"),
         ({}, {TABLE: torch.full((11, 12), float("inf"))}, rf"not finite \(.*{FILE}: {TABLE}\)"),
+        ({}, {TABLE: torch.ones(11, 12).to(torch.int8)}, rf"{TABLE} is torch.int8 \(.*{FILE}\)"),
+        ({"n_head": None}, {}, "n_embd=12 in None heads"),
+        ({"n_head": "3"}, {}, "n_embd=12 in '3' heads"),
+        ({"n_layer": 4}, {}, r"config.json says n_layer=4, the weights have 2 \(.*copy the folder"),
+        ({"n_layer": [2]}, {}, r"n_layer=\[2\], the weights have 2"),
+        ({"n_embd": 16}, {}, "n_embd=16, the weights have 12"),
+        ({"n_inner": 48}, {}, "n_inner=48, the weights have 20"),
+        ({"n_positions": 1024}, {}, "n_positions=1024, the weights have 7"),
     ],
 )
 def test_what_is_no_gpt2_is_refused(folder, config, weights, reason):
@@ -176,7 +194,7 @@ def test_what_is_no_gpt2_is_refused(folder, config, weights, reason):
 
 def test_without_a_config_heads_of_64_are_meant(folder):
     (folder / "config.json").unlink()
-    with pytest.raises(WeightsError, match=r"12 in 0 heads .*: set n_head in config.json"):
+    with pytest.raises(WeightsError, match=r"12 in 0 heads \(there is no .*config.json\): set"):
         read_safetensors(folder)
     save_file(huggingface_weights(random_model(EVEN)), folder / FILE)
     assert read_safetensors(folder / FILE)[0]["n_head"] == 1
@@ -192,9 +210,10 @@ OURS = "a PyTorch file.*--resume.*export.py --to hf"
         (b"<!doctype html>", "a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "git lfs pull"),
         (b"GGUF\x03\0\0\0", "a GGUF file"),
-        (b'{"weight_map": {}}', "JSON.*give the folder"),
+        (b'{"weight_map": {}}', "starts otherwise.*give a GPT-2's folder"),
+        ((99).to_bytes(8, "little") + b"{", "header.*copy it again"),
+        (b"Once upon a time", "starts otherwise.*give a GPT-2's folder"),
         (pickle.dumps({"wte.weight": [1.0]}), OURS),
-        ((1 << 60).to_bytes(8, "little"), "too large.*copy it again"),
     ],
 )
 def test_another_file_is_called_by_its_kind(folder, content, reason):
