@@ -13,7 +13,6 @@ from tqdm import tqdm
 
 from system.files import make_folder, only_writer, sweep_parts
 from system.process import Stopped, StopSignals, log, run_command
-from training.parallel import check_alone
 from training.wanted import options_from, wanted
 
 if TYPE_CHECKING:
@@ -70,7 +69,6 @@ config = {
 
 def train(config: dict[str, Any], options: dict[str, Any] | None = None) -> Path:
     """Trains as the config and the `options` beside it say; returns the final model's path."""
-    check_alone()
     start = time.monotonic()
     constants = {"use_pretrained": USE_PRETRAINED, "model_name": MODEL_NAME}
     asked = wanted({**constants, **config}, options or {})

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model import Transformer
-from system.errors import DeviceError
+from system.errors import ConfigError
 from system.machine import choose_precision
 
 NUM_REPAIRED = 32  # logits of each row that are computed again in float32
@@ -102,7 +102,7 @@ def prepared(
     """
     device = model.device if device is None else torch.device(device)
     if precision == "int8" and device.type != "cpu":
-        raise DeviceError(f"int8 weights are for CPUs (device {device}): use bfloat16")
+        raise ConfigError(f"int8 weights are for CPUs (device {device}): use bfloat16")
     dtype, _ = choose_precision(device, "bfloat16" if precision == "int8" else precision)
 
     def linear(weight: Tensor, bias: Tensor | None) -> Linear:

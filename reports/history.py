@@ -53,9 +53,6 @@ class History:
         self.learning_rates.append(record.learning_rate)
         self.num_skipped += not record.is_applied
 
-    def is_evaluated(self, step: int) -> bool:
-        return any(evaluation.step == step for evaluation in self.evaluations)
-
     @property
     def best(self) -> Evaluation:
         """The evaluation with the lowest loss, the first of equals."""

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from model import Transformer, build_transformer
 from storage import archive
-from system.errors import BrokenStateError, CheckpointError, OutputError
+from system.errors import CheckpointError, NonFiniteError, OutputError
 from system.files import as_path, named, write_durably
 from system.process import note
 
@@ -48,7 +48,7 @@ def save(path: str | Path, state: dict[str, Any]) -> None:
         if not isinstance(leaf, Tensor) and type(leaf) not in PLAIN:
             raise TypeError(f"{name} is a {type(leaf)}: only tensors and plain values can be saved")
     if broken := not_finite(state):
-        raise BrokenStateError(
+        raise NonFiniteError(
             f"the model diverged ({broken} is not finite, nothing saved to {path}): "
             "lower learning_rate and resume from the last checkpoint"
         )

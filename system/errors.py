@@ -20,10 +20,6 @@ class ConfigError(UserError, ValueError, exit_code=2):
     """All that is wrong with a config or a command line, in one message."""
 
 
-class DeviceError(UserError, ValueError, exit_code=2):
-    """The wanted device does not exist."""
-
-
 class SamplingError(UserError, ValueError, exit_code=2):
     """A sampling setting that means nothing."""
 
@@ -62,10 +58,6 @@ class OutputError(UserError, OSError, exit_code=6):
 
 class NonFiniteError(UserError, ArithmeticError, exit_code=7):
     """A loss, a gradient or logits that are not finite."""
-
-
-class BrokenStateError(UserError, ArithmeticError, exit_code=7):
-    """A state that must not reach a file: not all of its numbers are finite."""
 
 
 class OutOfRoomError(UserError, MemoryError, exit_code=8):

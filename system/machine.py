@@ -11,7 +11,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from system.errors import DeviceError
+from system.errors import ConfigError
 from system.process import warn
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
@@ -113,7 +113,7 @@ def choose_device(wanted: str) -> tuple[torch.device, str]:
         kind, _, index = wanted.partition(":")
         is_beyond = kind == "cuda" and int(index or 0) >= torch.cuda.device_count()
         if is_beyond or not available.get(kind, True):
-            raise DeviceError(f"no such device here (device={wanted}): set it to auto")
+            raise ConfigError(f"no such device here (device={wanted}): set it to auto")
         return torch.device(wanted), "as configured"
     if available["cuda"]:
         return torch.device("cuda"), torch.cuda.get_device_name()

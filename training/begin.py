@@ -55,7 +55,11 @@ def begin(wanted: Wanted) -> Run:
     if start.path:
         go_on(run, start)
     else:
-        check_warmup(config["warmup_steps"], run.num_steps)
+        if config["warmup_steps"] > run.num_steps:
+            raise ConfigError(
+                f"config: warmup_steps={config['warmup_steps']} is more than the run's "
+                f"{run.num_steps} steps (num_epochs x batches per epoch): lower it"
+            )
         make_way(run)
     run_folder.claim(run.folder, run.id)
     return run
@@ -70,15 +74,6 @@ def make_way(run: Run) -> None:
     if aside and unfinished:
         path = shlex.quote(str(aside / unfinished.name))
         log(f"          it had not ended: python train.py --resume {path} continues it")
-
-
-def check_warmup(warmup_steps: int, num_steps: int) -> None:
-    """ConfigError if the warm-up is longer than the run."""
-    if warmup_steps > num_steps:
-        raise ConfigError(
-            f"config: warmup_steps={warmup_steps} is more than the run's {num_steps} steps "
-            f"(num_epochs x batches per epoch): try {num_steps // 10}"
-        )
 
 
 def started(wanted: Wanted) -> Start:

@@ -42,7 +42,8 @@ class Learner:
         norm = clip_gradients(self.model.parameters(), self.max_grad_norm)
         loss, norm = torch.stack([loss, norm]).tolist()  # the only wait for a GPU in an update
         is_applied = math.isfinite(norm)
-        if not math.isfinite(loss) or not (is_applied or self.can_scale_down()):
+        is_scaled = self.scaler.is_enabled() and self.scaler.get_scale() >= 1  # perhaps too much
+        if not math.isfinite(loss) or not (is_applied or is_scaled):
             raise NonFiniteError(f"loss {loss}, gradient norm {norm}")
         if is_applied:
             self.scaler.step(self.optimizer)
@@ -68,10 +69,6 @@ class Learner:
             self.scaler.scale(loss).backward()
             total += loss.detach()
         return total
-
-    def can_scale_down(self) -> bool:
-        """Whether a gradient that overflowed may be one of float16 that was scaled too far up."""
-        return self.scaler.is_enabled() and self.scaler.get_scale() >= 1
 
     def mean_loss(self, ids: Tensor) -> float:
         """Mean next-token loss over ids (N,), in nats: all but the first are predicted once."""

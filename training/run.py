@@ -114,7 +114,7 @@ class Run:
         is_regular = self.step % self.config["eval_freq"] == 0
         is_epoch_end = self.step % self.corpus.batches.num_per_epoch == 0
         is_due = is_regular or is_epoch_end or self.step >= self.num_steps
-        return is_due and not self.history.is_evaluated(self.step)
+        return is_due and self.step not in [done.step for done in self.history.evaluations]
 
     def is_save_due(self) -> bool:
         is_regular = self.step % self.config["save_freq"] == 0

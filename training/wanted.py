@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from system.command_line import Parser
-from system.errors import ConfigError
+from system.errors import ConfigError, ProcessesError
 from system.files import as_path
 from training.settings import DEFAULTS, KEYS
 
@@ -60,6 +60,7 @@ class Wanted:
 
 def wanted(config: dict[str, Any], options: dict[str, Any]) -> Wanted:
     """The checked config; ConfigError with everything that is wrong with it."""
+    check_alone()
     config = {key: plain(value) for key, value in config.items()}
     check({**config, **options})
     asked = Wanted({**DEFAULTS, **config}, options)
@@ -67,6 +68,14 @@ def wanted(config: dict[str, Any], options: dict[str, Any]) -> Wanted:
     if useless:
         raise ConfigError("command line: " + "; ".join(useless))
     return asked
+
+
+def check_alone() -> None:
+    """ProcessesError if a launcher such as torchrun has started this process as one of several."""
+    num_processes = os.environ.get("WORLD_SIZE", "1")
+    if num_processes != "1":
+        count = f"WORLD_SIZE={num_processes}"
+        raise ProcessesError(f"no training in several processes yet ({count}): python train.py")
 
 
 def without_effect(config: dict[str, Any]) -> list[tuple[str, str]]:

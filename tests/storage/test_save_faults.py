@@ -9,7 +9,7 @@ from tiny_run import tiny_state
 
 from storage import checkpoint
 from system import files
-from system.errors import BrokenStateError, OutputError
+from system.errors import NonFiniteError, OutputError
 from system.process import describe, exit_code_of
 
 
@@ -77,6 +77,6 @@ def test_bytes_that_change_on_their_way_to_the_disk_never_get_the_name(tmp_path,
 def test_a_state_that_is_not_finite_is_not_written(tmp_path):
     state = tiny_state()
     state["model_state_dict"][checkpoint.EMBEDDING][1, 1] = float("nan")
-    with pytest.raises(BrokenStateError, match=r"embedding\.weight is not finite"):
+    with pytest.raises(NonFiniteError, match=r"embedding\.weight is not finite"):
         checkpoint.save(tmp_path / "model.pt", state)
     assert not list(tmp_path.iterdir())

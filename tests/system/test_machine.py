@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from system import machine
-from system.errors import DeviceError
+from system.errors import ConfigError
 from system.machine import Machine, seed_step
 
 
@@ -36,7 +36,7 @@ def test_auto_takes_cuda_before_mps_before_the_cpu(monkeypatch, has_cuda, has_mp
 
 @pytest.mark.parametrize("name", ["cuda", "cuda:1", "mps"])
 def test_a_device_that_is_not_here_is_refused_by_name(no_gpu, name):
-    with pytest.raises(DeviceError, match=rf"\(device={name}\): set it to auto"):
+    with pytest.raises(ConfigError, match=rf"\(device={name}\): set it to auto"):
         Machine.choose(name)
 
 
@@ -44,7 +44,7 @@ def test_a_card_beyond_the_last_is_refused_by_name(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert machine.choose_device("cuda:1")[0] == torch.device("cuda:1")
-    with pytest.raises(DeviceError, match=r"\(device=cuda:2\)"):
+    with pytest.raises(ConfigError, match=r"\(device=cuda:2\)"):
         machine.choose_device("cuda:2")
 
 
