@@ -170,4 +170,5 @@ class Run:
                 reference=Reference(self.corpus.train_ids, self.corpus.val_ids.numpy()),
             )
             log(f"{comparison}\n")
-            plot_comparison(self.folder / COMPARISON_NAME, comparison)
+            with only_warn(f"no {COMPARISON_NAME}"):
+                plot_comparison(self.folder / COMPARISON_NAME, comparison)
