@@ -58,7 +58,7 @@ def begin(wanted: Wanted) -> Run:
         if config["warmup_steps"] > run.num_steps:
             raise ConfigError(
                 f"config: warmup_steps={config['warmup_steps']} is more than the run's "
-                f"{run.num_steps} steps (num_epochs x batches per epoch): lower it"
+                f"{run.num_steps} steps (num_epochs x batches): try {run.num_steps // 10}"
             )
         make_way(run)
     run_folder.claim(run.folder, run.id)

@@ -8,6 +8,7 @@ import math
 import os
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,13 +40,9 @@ def is_number(value: Any) -> bool:
 
 def is_path(value: Any) -> bool:
     """Whether the system can take the value for a path: text, not empty, encodable, without NUL."""
-    if not isinstance(value, str) or not value.strip() or "\0" in value:
-        return False
-    try:
-        os.fsencode(value)
-    except UnicodeEncodeError:
-        return False
-    return True
+    with suppress(UnicodeEncodeError):
+        return isinstance(value, str) and bool(value.strip()) and b"\0" not in os.fsencode(value)
+    return False
 
 
 def is_optimizer(value: Any) -> bool:
@@ -57,10 +54,8 @@ def is_optimizer(value: Any) -> bool:
 def read_number(text: str) -> int | float | str:
     """3, 0.3 or 3e-4; another text as it is, for the check to complain of it."""
     for kind in (int, float):
-        try:
+        with suppress(ValueError):
             return kind(text)
-        except ValueError:
-            continue
     return text
 
 
@@ -74,13 +69,8 @@ def number(test: Callable[[Any], bool], wants: str) -> Rule:
     return Rule(lambda value: is_number(value) and test(value), wants, read_number)
 
 
-def whole(least: int, most: int = 2**63) -> Rule:
-    upper = "" if most == 2**63 else f" and < {most}"
-    return Rule(
-        lambda value: is_whole(value) and least <= value < most,
-        f"a whole number >= {least}{upper}",
-        read_number,
-    )
+def whole(least: int) -> Rule:
+    return number(lambda value: is_whole(value) and value >= least, f"a whole number >= {least}")
 
 
 def one_of(*names: str) -> Rule:
@@ -95,6 +85,7 @@ POSITIVE = number(lambda value: value > 0, "a number > 0")
 SHARE = number(lambda value: 0 <= value <= 1, "a number in [0, 1]")
 SHARE_BELOW_1 = number(lambda value: 0 <= value < 1, "a number in [0, 1)")
 UP_TO_HALF = number(lambda value: 0 < value <= 0.5, "a number in (0, 0.5]")
+SEED = number(lambda value: is_whole(value) and 0 <= value < 2**31, "a whole number in [0, 2**31)")
 SWITCH = Rule(lambda value: isinstance(value, bool), "True or False", read_switch)
 TEXT = Rule(lambda value: isinstance(value, str), "a string")
 FOLDER = Rule(is_path, "a folder's path")
@@ -145,7 +136,7 @@ KEYS = {
     "weight_decay": Key(0.1, "pull of the matrices towards 0", NOT_NEGATIVE),
     "max_grad_norm": Key(1.0, "longer gradients are cut to this length", POSITIVE),
     "patience": Key(5, "evaluations without a better one that end a run; 0: none do", AT_LEAST_0),
-    "seed": Key(42, "same seed, same machine: the same bits", whole(0, 2**31), ORDERED),
+    "seed": Key(42, "same seed, same machine: the same bits", SEED, ORDERED),
     # what it starts from
     "use_pretrained": Key(False, "True fine-tunes the GPT-2 of model_name", SWITCH, SILENT),
     "model_name": Key("gpt2-small (124M)", "an official GPT-2", OFFICIAL, SILENT),

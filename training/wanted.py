@@ -43,9 +43,8 @@ class Wanted:
     @property
     def chosen(self) -> set[str]:
         """Keys that somebody set: given as an option, or other than the default in the dict."""
-        return {key for key, value in self.script.items() if value != DEFAULTS[key]} | {
-            *self.options
-        }
+        edited = {key for key, value in self.script.items() if value != DEFAULTS[key]}
+        return edited | self.options.keys()
 
     def resumed(self, config: dict[str, Any], script: dict[str, Any]) -> dict[str, Any]:
         """The config to go on with: the run's own, changed by what was written since it began.
@@ -60,7 +59,10 @@ class Wanted:
 
 def wanted(config: dict[str, Any], options: dict[str, Any]) -> Wanted:
     """The checked config; ConfigError with everything that is wrong with it."""
-    check_alone()
+    if (count := os.environ.get("WORLD_SIZE", "1")) != "1":  # a launcher such as torchrun
+        raise ProcessesError(
+            f"no training in several processes yet (WORLD_SIZE={count}): python train.py"
+        )
     config = {key: plain(value) for key, value in config.items()}
     check({**config, **options})
     asked = Wanted({**DEFAULTS, **config}, options)
@@ -68,14 +70,6 @@ def wanted(config: dict[str, Any], options: dict[str, Any]) -> Wanted:
     if useless:
         raise ConfigError("command line: " + "; ".join(useless))
     return asked
-
-
-def check_alone() -> None:
-    """ProcessesError if a launcher such as torchrun has started this process as one of several."""
-    num_processes = os.environ.get("WORLD_SIZE", "1")
-    if num_processes != "1":
-        count = f"WORLD_SIZE={num_processes}"
-        raise ProcessesError(f"no training in several processes yet ({count}): python train.py")
 
 
 def without_effect(config: dict[str, Any]) -> list[tuple[str, str]]:
@@ -111,8 +105,12 @@ def problems_of(config: dict[str, Any]) -> list[str]:
     wrong = [key for key in KEYS if key in config and not KEYS[key].rule.is_met(config[key])]
     problems += [f"{key}={shown(config[key])} is not {KEYS[key].rule.wants}" for key in wrong]
     if not {"embedding_dim", "num_heads"} & {*wrong}:
-        sizes = {**DEFAULTS, **config}
-        problems += head_problems(sizes["embedding_dim"], sizes["num_heads"])
+        dim, heads = ({**DEFAULTS, **config}[key] for key in ("embedding_dim", "num_heads"))
+        if rest := dim % heads:
+            problems.append(
+                f"embedding_dim={dim} is not a multiple of num_heads={heads} ({dim} = "
+                f"{dim // heads} x {heads} + {rest}): try {max(1, round(dim / heads)) * heads}"
+            )
     return problems
 
 
@@ -129,17 +127,6 @@ def unknown_key(key: Any) -> str:
     """What is said of a key that does not exist, with the nearest one that does."""
     nearest = difflib.get_close_matches(str(key), KEYS, n=1)
     return f"unknown key {shown(key)}" + (f", did you mean {nearest[0]}?" if nearest else "")
-
-
-def head_problems(embedding_dim: int, num_heads: int) -> list[str]:
-    if embedding_dim % num_heads == 0:
-        return []
-    nearest = max(1, round(embedding_dim / num_heads)) * num_heads
-    return [
-        f"embedding_dim={embedding_dim} is not a multiple of num_heads={num_heads} "
-        f"({embedding_dim} = {embedding_dim // num_heads} x {num_heads} + "
-        f"{embedding_dim % num_heads}): try {nearest}"
-    ]
 
 
 def options_from(arguments: Sequence[str], script: dict[str, Any]) -> dict[str, Any]:
