@@ -1,6 +1,7 @@
 """The file format of a trained model: save, verify, load."""
 
 import math
+import os
 import platform
 import re
 from collections.abc import Iterator
@@ -35,9 +36,6 @@ def step_path(folder: str | Path, step: int) -> Path:
     return as_path(folder) / f"model_checkpoint_step_{step}.pt"
 
 
-# ---------------------------------------------------------------- writing
-
-
 def save(path: str | Path, state: dict[str, Any]) -> None:
     """Writes the state so that `torch.load(path)`'s safe default reads it: plain values only.
 
@@ -65,9 +63,6 @@ def check_written(path: Path) -> None:
         raise OutputError(f"the disk garbled what was written: {error}") from error
 
 
-# ---------------------------------------------------------------- reading
-
-
 def load(path: str | Path) -> dict[str, Any]:
     """The state in a checkpoint, on the CPU; CheckpointError where a byte of it is wrong.
 
@@ -76,8 +71,7 @@ def load(path: str | Path) -> dict[str, Any]:
     path = as_path(path)
     path = path / FINAL_NAME if path.is_dir() else path
     if not path.is_file():
-        kind = "not a file" if path.exists() else "no checkpoint"
-        kind = "a link to nothing" if path.is_symlink() else kind
+        kind = "no checkpoint" if not os.path.lexists(path) else "no file, or a link to nothing"
         raise CheckpointError(f"{kind} ({path}): train one with python train.py")
     with refusing_damage(path), path.open("rb") as file:
         archive.check(file)
@@ -119,9 +113,6 @@ def refusing_damage(path: Path) -> Iterator[None]:
         ) from error
 
 
-# ---------------------------------------------------------------- what a state must be
-
-
 def check_state(state: Any, *, num_bytes: int) -> None:
     """ValueError unless the state is a model as its config says, finite, of at most `num_bytes`."""
     if not isinstance(state, dict):
@@ -159,8 +150,7 @@ def leaves(state: Any) -> Iterator[tuple[str, Any]]:
 
 def check_tensor(name: str, tensor: Tensor) -> int:
     """The bytes of the tensor's storage; ValueError unless it is plain and lies within them."""
-    is_common = tensor.layout == torch.strided and tensor.device.type == "cpu"
-    if not is_common or tensor.dtype not in FLOATS | WHOLE:
+    if tensor.layout != torch.strided or tensor.dtype not in FLOATS | WHOLE:
         raise ValueError(f"{name} is a strange tensor ({tensor.dtype}, {tensor.layout})")
     num_bytes = tensor.untyped_storage().nbytes()
     if tensor.numel() * tensor.itemsize > num_bytes:
@@ -205,9 +195,6 @@ def not_finite(state: Any) -> str | None:
             if not math.isfinite(low.item()) or not math.isfinite(high.item()):
                 return name
     return None
-
-
-# ---------------------------------------------------------------- models
 
 
 def build_model(config: dict[str, Any], vocab_size: int) -> Transformer:

@@ -23,9 +23,6 @@ COMPARISON_NAME = "sampling_comparison.png"
 EARLIER_NAME = "earlier_runs"
 
 
-# ---------------------------------------------------------------- whose files
-
-
 def claim(folder: str | Path, run_id: str) -> None:
     """Notes that the folder holds this run from now on."""
     write_durably(as_path(folder) / RUN_ID_NAME, lambda file: file.write(run_id.encode()))
@@ -80,9 +77,6 @@ def of_run(folder: str | Path, run_id: str | None, *, up_to: float = math.inf) -
     return [path for path, (owner, step) in readable.items() if owner == run_id and step <= up_to]
 
 
-# ---------------------------------------------------------------- the files of earlier runs
-
-
 def set_aside(folder: str | Path, run_id: str) -> Path | None:
     """Moves what other runs left in the folder, and returns where to; None for nothing.
 
@@ -118,9 +112,6 @@ def _move_aside(folder: Path, owner: str | None, paths: list[Path]) -> Path:
     return place
 
 
-# ---------------------------------------------------------------- the run's own checkpoints
-
-
 def save_step(folder: str | Path, state: dict[str, Any]) -> Path:
     """Saves a step checkpoint; another run's file of that name is set aside."""
     path = step_path(folder, state["step"])
@@ -145,9 +136,6 @@ def unfinished(folder: str | Path) -> Path | None:
     run_id = claimed_by(folder)
     is_over = owner_of(as_path(folder) / FINAL_NAME) == run_id
     return None if is_over else next(reversed(of_run(folder, run_id)), None)
-
-
-# ---------------------------------------------------------------- which one goes on
 
 
 def newest_intact(folder: str | Path) -> tuple[Path, dict[str, Any], list[str]]:

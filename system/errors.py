@@ -57,7 +57,7 @@ class OutputError(UserError, OSError, exit_code=6):
 
 
 class NonFiniteError(UserError, ArithmeticError, exit_code=7):
-    """A loss, a gradient or logits that are not finite."""
+    """A loss, a gradient, logits or a state to save that are not finite."""
 
 
 class OutOfRoomError(UserError, MemoryError, exit_code=8):

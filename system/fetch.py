@@ -77,9 +77,8 @@ def fault_of(path: str | Path, file: RemoteFile) -> str | None:
         return f"{_size(path)} bytes instead of {file.size}"
     digest = hashlib.sha256()
     with path.open("rb") as opened:
-        if file.size is None and PAGE_OR_GZIP.match(opened.read(64)):
+        if file.size is None and PAGE_OR_GZIP.match(opened.peek(64)):
             return "a web page or gzip data"
-        opened.seek(0)
         while file.sha256 and (chunk := opened.read(CHUNK_BYTES)):
             digest.update(chunk)
     if file.sha256 in (None, digest.hexdigest()):
@@ -158,12 +157,11 @@ def _note(part: Path) -> Path:
 
 def _resume_headers(url: str, part: Path) -> dict[str, str]:
     """Asks for the rest of the part, on condition that it is still the same file over there."""
-    if not _size(part) or not _note(part).exists():
-        return {}
-    source, _, validator = _note(part).read_text().partition("\n")
-    if source != url or not validator:
-        return {}
-    return {"Range": f"bytes={_size(part)}-", "If-Range": validator}
+    if _size(part) and _note(part).exists():
+        source, _, validator = _note(part).read_text().partition("\n")
+        if source == url and validator:
+            return {"Range": f"bytes={_size(part)}-", "If-Range": validator}
+    return {}
 
 
 def _extent(response: requests.Response, part: Path, file: RemoteFile) -> tuple[int, int]:
@@ -223,7 +221,4 @@ def _chunks(response: requests.Response) -> Iterator[bytes]:
 
 
 def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
+    return path.stat().st_size if path.exists() else 0

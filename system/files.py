@@ -70,9 +70,6 @@ def make_folder(folder: str | Path) -> None:
     check_writable(folder)
 
 
-# ---------------------------------------------------------------- whole files
-
-
 @contextmanager
 def _in_place_of(path: Path) -> Iterator[Path]:
     """Where to prepare what gets the name `path` in the end; after an error nothing is left."""
@@ -190,9 +187,6 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
-
-
-# ---------------------------------------------------------------- one writer
 
 
 @contextmanager

@@ -97,9 +97,8 @@ def tune_process() -> None:
 def num_cores() -> int:
     """Physical cores that this process may use, or what a container allows it if that is less."""
     limits = [psutil.cpu_count(logical=False) or psutil.cpu_count() or 1]
-    process = psutil.Process()
-    if hasattr(process, "cpu_affinity"):  # macOS binds no process to processors
-        limits.append(len(process.cpu_affinity()))
+    if hasattr(psutil.Process, "cpu_affinity"):  # macOS binds no process to processors
+        limits.append(len(psutil.Process().cpu_affinity()))
     quota, period = CPU_QUOTA.read_text().split() if CPU_QUOTA.exists() else ("max", "")
     if quota != "max":  # of processor time in each period
         limits.append(max(1, int(quota) // int(period)))
