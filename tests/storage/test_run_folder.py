@@ -80,16 +80,12 @@ def finished_run(where: Path, run_id: str, *steps: int) -> dict[str, bytes]:
         (where / name).write_text(f"picture of {run_id}")
     run_folder.claim(where, run_id)
     paths += [where / name for name in (*pictures, run_folder.RUN_ID_NAME)]
-    return contents({path.relative_to(where): path for path in paths})
-
-
-def contents(paths: dict[str, Path]) -> dict[str, bytes]:
-    return {str(name): path.read_bytes() for name, path in paths.items()}
+    return {path.name: path.read_bytes() for path in paths}
 
 
 def files_below(folder: Path) -> dict[str, bytes]:
     paths = [path for path in folder.rglob("*") if path.is_file()]
-    return contents({path.relative_to(folder): path for path in paths})
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
 def below(place: str, files: dict[str, bytes]) -> dict[str, bytes]:

@@ -2,38 +2,28 @@
 
 import contextlib
 import io
-import os
 import runpy
 import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
-from tiny_run import CONFIG, train_quickly
+from tiny_run import CONFIG, REPOSITORY, train_quickly
 
 from storage import checkpoint
 from training.run import Run
 
-REPOSITORY = Path(__file__).parent.parent.parent
 OPTIONS = [f"--{key}={value}" for key, value in CONFIG.items() if value is not False]
-
-
-TRAIN = [sys.executable, str(REPOSITORY / "train.py"), *OPTIONS, "--num_epochs=1"]
-WRITE = [sys.executable, str(REPOSITORY / "generate.py"), "--max-new-tokens=3"]
-
-
-def process(line: list[str], **environment: str | None) -> subprocess.CompletedProcess:
-    known = {**os.environ, **environment}
-    known = {name: value for name, value in known.items() if value is not None}
-    return subprocess.run(line, env=known, capture_output=True, text=True, check=False)
+TRAIN = [REPOSITORY / "train.py", *OPTIONS, "--num_epochs=1"]
+WRITE = [REPOSITORY / "generate.py", "--max-new-tokens=3"]
 
 
 @pytest.mark.parametrize("streams", [">&- 2>&-", "2>&1 | head -n 1"])
-def test_training_without_a_reader_of_its_output_reaches_its_end(place, streams):
-    done = process(["bash", "-c", f'"$0" "$@" {streams}', *TRAIN])
-    assert "Traceback" not in done.stdout + done.stderr
+def test_training_without_a_home_and_a_reader_of_its_output_reaches_its_end(place, streams):
+    line = f'unset HOME; "$0" "$@" {streams}'
+    done = subprocess.run(["bash", "-c", line, sys.executable, *TRAIN], capture_output=True)
+    assert b"Traceback" not in done.stdout + done.stderr
     assert (place / "final_trained_model.pt").exists()
 
 
@@ -46,11 +36,11 @@ def test_a_notebook_runs_a_command_and_a_thread_trains_after_it(place, monkeypat
         assert thread.submit(train_quickly, num_epochs=1).result().exists()
 
 
-def test_no_home_and_no_temporary_folder_are_needed(place):
-    nowhere = "/proc/nowhere"  # not even root can make it
-    names = ("TMPDIR", "TMP", "TEMP", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")
-    for line, home in ((TRAIN, None), (WRITE, nowhere)):
-        done = process(line, **dict.fromkeys(names, nowhere), HOME=home)
+def test_no_home_and_no_temporary_folder_are_needed(place, run_python):
+    names = ("HOME", "TMPDIR", "TMP", "TEMP", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")
+    nowhere = dict.fromkeys(names, "/proc/nowhere")  # not even root can make it
+    for line in (TRAIN, WRITE):
+        done = run_python(*line, folder=place, **nowhere)
         assert done.returncode == 0, done.stderr
     assert (place / "training_losses.png").exists()
 

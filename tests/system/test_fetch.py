@@ -136,8 +136,7 @@ def ignore_range(handler: Handler) -> None:
 )
 def test_a_part_that_cannot_be_continued_starts_over(server, tmp_path, answer):
     server.files[PATH] = bytes(len(CONTENT))  # of another version of the file
-    server.script.extend([cut(5000), answer])
-    server.script.append(change_file)
+    server.script.extend([cut(5000), answer, change_file])
     file = RemoteFile(len(CONTENT))  # no hash would tell a file of two pieces
     assert fetched(tmp_path, server, file=file) == CONTENT
     assert "Range" in server.requests[1][1]

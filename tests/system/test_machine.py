@@ -49,18 +49,21 @@ def test_a_card_beyond_the_last_is_refused_by_name(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("capability", "expected"), [((9, 0), "bfloat16"), ((8, 0), "bfloat16"), ((7, 5), "float16")]
+    ("device", "is_native", "expected"),
+    [
+        ("cuda", True, "bfloat16"),
+        ("cuda", False, "float16"),
+        ("cpu", True, "bfloat16"),
+        ("cpu", False, "float32"),
+        ("mps", True, "float32"),
+    ],
 )
-def test_auto_precision_is_what_the_card_computes_natively(monkeypatch, capability, expected):
+def test_auto_precision_is_what_is_computed_natively(monkeypatch, device, is_native, expected):
+    capability = (8, 0) if is_native else (7, 5)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    dtype, _ = machine.choose_precision(torch.device("cuda"), "auto")
+    monkeypatch.setattr(machine, "has_native_bfloat16", lambda: is_native)
+    dtype, _ = machine.choose_precision(torch.device(device), "auto")
     assert dtype == getattr(torch, expected)
-
-
-@pytest.mark.parametrize(("has_bfloat16", "expected"), [(True, "bfloat16"), (False, "float32")])
-def test_auto_precision_on_a_cpu_asks_the_processor(monkeypatch, has_bfloat16, expected):
-    monkeypatch.setattr(machine, "has_native_bfloat16", lambda: has_bfloat16)
-    assert Machine.choose("cpu").dtype == getattr(torch, expected)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
