@@ -37,10 +37,9 @@ class Corpus:
             f"text      {path}, {self.why}",
             f"{len(self.train_ids):,} tokens to train on, {len(self.val_ids):,} to validate on",
         ]
-        num_shared = self.vocabulary.num_shared
         if self.num_replaced:
             lines.append(f"{self.num_replaced:,} invalid sequences read as U+FFFD")
-        if num_shared > 1:
+        if (num_shared := self.vocabulary.num_shared) > 1:
             lines.append(f"{num_shared:,} of GPT-2's tokens do not occur in it: they share one row")
         return "\n          ".join(lines)
 
@@ -77,5 +76,4 @@ def read_corpus(config: dict[str, Any], tokenizer: GPT2Tokenizer, *, share_rows:
 def choose_vocabulary(ids: np.ndarray, full_size: int, *, share_rows: bool) -> Vocabulary:
     """The compact vocabulary of the ids where that saves at least half of the rows."""
     compact = Vocabulary.of(ids, full_size, also_used=[END_OF_TEXT_ID])
-    is_worth_it = share_rows and compact.size < full_size / 2
-    return compact if is_worth_it else Vocabulary.full(full_size)
+    return compact if share_rows and compact.size < full_size / 2 else Vocabulary.full(full_size)

@@ -27,10 +27,10 @@ BYTE_ORDER_MARKS = {
     codecs.BOM_UTF8: "utf-8",
     codecs.BOM_UTF16_LE: "utf-16-le",
     codecs.BOM_UTF16_BE: "utf-16-be",
+    b"": "utf-8",
 }
 INVALID = "\ud800"  # stands for bytes that no encoding allows: no valid text holds half a pair
 BAD = re.compile(f"([\0{INVALID}])")
-UNEXPECTED_NUL = "NUL, as in binary data or in UTF-16 without its byte order mark"
 BINARY_SIGNATURES = {
     b"PK\x03\x04": "a zip archive",
     b"\x1f\x8b": "a gzip archive",
@@ -53,7 +53,7 @@ def chosen_text(named: str | Path) -> Path:
     wanted = [as_path(named)] if named else [PROJECT / name for name in TEXT_NAMES]
     path = next(filter(os.path.lexists, wanted), wanted[0] if named else None)
     if path is None:
-        names, others = " or ".join(TEXT_NAMES), names_not_taken(PROJECT)
+        names, others = " or ".join(TEXT_NAMES), names_not_taken()
         hint = f"; or rename what lies there: {', '.join(others)}" if others else ""
         raise DataError(f"no text to train on ({PROJECT}): put {names} there{hint}")
     if not os.path.isfile(path):
@@ -67,22 +67,16 @@ def why_chosen(path: Path, named: str | Path) -> str:
     """Why `chosen_text` took this one, and what lies beside it that may have been meant."""
     if named:
         return "given as data"
-    others = [name for name in names_not_taken(PROJECT) if not path.samefile(PROJECT / name)]
+    others = [name for name in names_not_taken() if not path.samefile(PROJECT / name)]
     passed_over = f"; not taken: {', '.join(others)} (rename, or give as data)" if others else ""
     return f"the first found of {', '.join(TEXT_NAMES)}{passed_over}"
 
 
-def names_not_taken(folder: Path) -> list[str]:
-    """Files whose names resemble TEXT_NAMES: Data.txt, data.txt.txt, TinyStoriesV2-train.txt."""
+def names_not_taken() -> list[str]:
+    """Files beside train.py with names like TEXT_NAMES: data.txt.txt, TinyStoriesV2-train.txt."""
     pattern = re.compile(r"(tinystories|data|example).*\.txt.*", re.IGNORECASE)
-    files = sorted(path.name for path in folder.iterdir() if path.is_file())
+    files = sorted(path.name for path in PROJECT.iterdir() if path.is_file())
     return [name for name in files if pattern.fullmatch(name) and name not in TEXT_NAMES]
-
-
-def last_safe_cut(text: str) -> int:
-    """Where the last word that is surely whole ends: last_safe_cut("a cat sa") -> 5, else 0."""
-    cuts = [match.start() for match in SAFE_CUT.finditer(text, max(0, len(text) - SEARCHED_CHARS))]
-    return cuts[-1] if cuts else 0
 
 
 class TextReader:
@@ -105,11 +99,12 @@ class TextReader:
             self.path.open("rb") as raw,
             tqdm.wrapattr(raw, "read", delay=2, disable=None, **meter) as file,
         ):
-            blocks = decoded(file, str(self.path), replace_invalid=self.replace_invalid)
-            for text, num_replaced in blocks:
+            name = str(self.path)
+            for text, num_replaced in decoded(file, name, replace_invalid=self.replace_invalid):
                 self.num_replaced += num_replaced
                 pending += text
-                cut = last_safe_cut(pending)
+                searched = max(0, len(pending) - SEARCHED_CHARS)
+                cut = max((m.start() for m in SAFE_CUT.finditer(pending, searched)), default=0)
                 if cut == 0 and len(pending) > MAX_PIECE_CHARS:
                     cut = len(pending) - len(END_OF_TEXT)  # the next block may complete one
                 if cut > 0:
@@ -120,18 +115,19 @@ class TextReader:
 
 
 def decode_text(raw: bytes, name: str, *, replace_invalid: bool = False) -> str:
-    """The text of a prompt or a small file, by the rules of a text to train on.
-
-    A byte order mark is dropped, line ends become \\n, and the last one stays. DataError says what
-    is wrong with `name` and where, unless `replace_invalid` asks for U+FFFD in its place.
-    """
+    """The text of a prompt or a small file called `name`, by the rules of `TextReader`."""
     blocks = decoded(io.BytesIO(raw), name, replace_invalid=replace_invalid)
     return "".join(text for text, _ in blocks)
 
 
 def decoded(file: BinaryIO, name: str, *, replace_invalid: bool) -> Iterator[tuple[str, int]]:
     """The file's text in blocks, and how many characters of each stand for invalid bytes or NUL."""
-    mark, encoding = byte_order_mark(file.read(SIGNATURE_BYTES), name)
+    head = file.read(SIGNATURE_BYTES)
+    for signature, kind in BINARY_SIGNATURES.items():
+        if head.startswith(signature):
+            raise DataError(f"not a text ({name} looks like {kind}): give plain UTF-8")
+    mark = next(filter(head.startswith, BYTE_ORDER_MARKS))
+    encoding = BYTE_ORDER_MARKS[mark]
     file.seek(len(mark))
     codecs.register_error("mark_invalid", lambda error: (INVALID, error.end))
     decoder = codecs.getincrementaldecoder(encoding)("mark_invalid")
@@ -145,7 +141,8 @@ def decoded(file: BinaryIO, name: str, *, replace_invalid: bool) -> Iterator[tup
             valid, bad, _ = BAD.split(text, maxsplit=1)
             offset = start + len(valid.encode(encoding))
             line += line_ends.decode(valid, final=True).count("\n")
-            cause = f"invalid {encoding}" if bad == INVALID else UNEXPECTED_NUL
+            nul = "NUL, as in binary data or in UTF-16 without its byte order mark"
+            cause = f"invalid {encoding}" if bad == INVALID else nul
             raise DataError(
                 f"{cause} ({name}, byte {offset}, line {line}): "
                 "repair it, or set replace_invalid_utf8 to read it as U+FFFD"
@@ -154,12 +151,3 @@ def decoded(file: BinaryIO, name: str, *, replace_invalid: bool) -> Iterator[tup
         text = line_ends.decode(text, final=not block)
         line += text.count("\n")
         yield text, num_bad
-
-
-def byte_order_mark(start: bytes, name: str) -> tuple[bytes, str]:
-    """The mark that a file begins with, perhaps none, and its encoding; DataError if no text."""
-    for signature, kind in BINARY_SIGNATURES.items():
-        if start.startswith(signature):
-            raise DataError(f"not a text ({name} looks like {kind}): give plain UTF-8")
-    marks = [mark for mark in BYTE_ORDER_MARKS if start.startswith(mark)]
-    return (marks[0], BYTE_ORDER_MARKS[marks[0]]) if marks else (b"", "utf-8")

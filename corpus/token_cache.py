@@ -5,9 +5,8 @@ import os
 import re
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -17,7 +16,6 @@ from system.files import exclusive, sweep_parts, write_durably
 from system.process import note
 from tokenizer import END_OF_TEXT, TABLE_SHA256, GPT2Tokenizer
 
-LOCK_NAME = "lock"
 CACHE_NAME = re.compile(r"[0-9a-f]{32}\.bin")
 CACHE_VERSION = 2
 COUNT_BYTES = 8
@@ -25,8 +23,7 @@ DIGEST_BYTES = hashlib.sha256().digest_size
 NUM_KEPT = 3
 
 
-@dataclass(frozen=True)
-class Tokens:
+class Tokens(NamedTuple):
     """The ids of a whole text, mapped from disk, and the SHA-256 of the file they come from."""
 
     ids: np.ndarray  # (N,) uint16, read-only
@@ -41,18 +38,16 @@ def load_tokens(
     cache_parents: Sequence[Path],
     replace_invalid: bool = False,
 ) -> Tokens:
-    """The text's ids, from their cache, which is built where it is missing or damaged.
+    """The text's ids, from or into `.tokens/<key>.bin` in the first usable of `cache_parents`.
 
-    The cache is `.tokens/<key>.bin` in the first writable folder of `cache_parents`. The key is a
-    hash of the text's content and of the tokenizer, so a changed text never meets a stale cache.
+    The key is a hash of the text's content and of the tokenizer: no cache is ever stale.
     """
     text_sha256 = file_sha256(text_path)
     recipe = f"{CACHE_VERSION} {text_sha256} {TABLE_SHA256} {replace_invalid}"
     name = hashlib.sha256(recipe.encode()).hexdigest()[:32] + ".bin"
     cache_paths = [parent / ".tokens" / name for parent in cache_parents]
     for cache_path in cache_paths:
-        tokens = read_cache(cache_path, text_sha256)
-        if tokens is not None:
+        if tokens := read_cache(cache_path, text_sha256):
             with suppress(OSError):  # of a folder that cannot be written
                 os.utime(cache_path)  # used now: `remove_old_caches` keeps it
             return tokens
@@ -77,7 +72,7 @@ def _build_cache_at(
 ) -> Tokens:
     folder = cache_path.parent
     folder.mkdir(parents=True, exist_ok=True)
-    with exclusive(folder / LOCK_NAME):
+    with exclusive(folder / "lock"):
         tokens = read_cache(cache_path, text_sha256)  # built by another process while we waited?
         if tokens is None:
             sweep_parts(folder)
@@ -90,10 +85,7 @@ def _build_cache_at(
 
 
 def remove_old_caches(folder: Path) -> None:
-    """Removes all but the NUM_KEPT caches that were used last, and says so.
-
-    A file counts as a cache, of this version or an earlier one, if name and digest are right.
-    """
+    """Removes all but the NUM_KEPT caches used last; a cache has its name and digest right."""
     paths = [path for path in folder.iterdir() if CACHE_NAME.fullmatch(path.name)]
     paths = sorted(filter(Path.is_file, paths), key=lambda path: path.stat().st_mtime_ns)
     for path in paths[:-NUM_KEPT]:
@@ -107,9 +99,7 @@ def remove_old_caches(folder: Path) -> None:
 def write_ids(
     file: BinaryIO, reader: TextReader, tokenizer: GPT2Tokenizer, text_sha256: str
 ) -> None:
-    """Writes the cache format: the ids as little-endian uint16, then how many sequences were
-    replaced (8 bytes), then the SHA-256 of all that (32 bytes).
-    """
+    """The cache format: ids (little-endian uint16), COUNT_BYTES of num_replaced, their SHA-256."""
     digest = hashlib.sha256()
     is_blank = True
     for piece in reader.pieces():

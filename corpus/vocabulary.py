@@ -1,10 +1,8 @@
 """Which tokens a text uses, and a smaller embedding table that is exact for such a text.
 
-A small text uses a few thousand of GPT-2's 50,257 tokens, yet the head computes them all. Nothing
-in the training part tells the unused tokens apart, so they can share one row: its logit, counted
-once for each of them in the softmax sum, gives the cross-entropy over the full vocabulary of the
-full model whose unused rows are equal. Not an approximation: the same sum, its equal terms counted
-instead of computed. `expand` writes that full model down; files hold nothing else.
+Nothing in a small text tells the tokens apart that it does not use, so they can share one row: its
+logit, counted once for each of them in the softmax sum, gives the cross-entropy of the full model
+whose unused rows are equal. `expand` writes that model down; files hold nothing else.
 
 Shapes: V all tokens, K tokens that occur, C channels.
 """
@@ -28,10 +26,7 @@ class Vocabulary:
 
     @classmethod
     def of(cls, ids: np.ndarray, full_size: int, *, also_used: Iterable[int] = ()) -> "Vocabulary":
-        """The vocabulary of `ids`: of([3, 1, 3], 6) has rows for 1, for 3 and for {0, 2, 4, 5}.
-
-        If all tokens occur, the last row is the last token's own, and `compact` changes nothing.
-        """
+        """The vocabulary of `ids`: of([3, 1, 3], 6) has rows for 1, for 3 and for {0, 2, 4, 5}."""
         is_used = np.zeros(full_size, dtype=bool)
         is_used[list(also_used)] = True
         for start in range(0, len(ids), BLOCK_IDS):
