@@ -19,10 +19,9 @@ Ids = np.ndarray | Tensor | Sequence[int]
 def split_at_document(
     ids: np.ndarray, val_fraction: float, *, seq_len: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Views of the training and the validation part, split where a document ends.
+    """Views of the training and the validation part, split at the nearest end of a document.
 
-    The boundary nearest to the wanted fraction is taken if it changes the validation part by at
-    most half; a text with no such boundary is split inside a document.
+    Where that would change the validation part by more than half, a document is split.
     """
     first, last = seq_len + 1, len(ids) - 2  # a window to train on, a prediction to validate
     if first > last:
@@ -43,8 +42,7 @@ class GPTDatasetV1(Dataset):
     """Windows of a text or of its ids: item i is (inputs, targets), int64 (max_length,).
 
     Window i starts at token `range(0, len(ids) - max_length, stride)[i]`; the targets are the
-    inputs one token later. A text needs a tokenizer with tiktoken's `encode`, of any vocabulary;
-    ids come as an array, a tensor or a list, and an array is not copied.
+    inputs one token later. A text needs a tokenizer with tiktoken's `encode`, of any vocabulary.
     """
 
     def __init__(
@@ -53,13 +51,21 @@ class GPTDatasetV1(Dataset):
         if min(max_length, stride) < 1:
             sizes = f"max_length={max_length}, stride={stride}"
             raise DataError(f"no windows ({sizes}): both must be at least 1")
-        self.ids = as_ids(txt, tokenizer)
-        self.max_length, self.stride = max_length, stride
-        if len(self.ids) <= max_length:
+        if isinstance(txt, str):
+            txt = tokenizer.encode(txt, allowed_special={END_OF_TEXT})
+            txt = np.array(txt, dtype=np.uint16 if max(txt, default=0) < 1 << 16 else np.uint32)
+        ids = txt.numpy(force=True) if isinstance(txt, Tensor) else np.asarray(txt)
+        if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+            kind = f"{ids.dtype} of shape {ids.shape}"
             raise DataError(
-                f"the text is too short ({len(self.ids)} tokens): max_length={max_length} needs "
+                f"txt is neither a text nor ids ({kind}): give a string or a row of ids"
+            )
+        if len(ids) <= max_length:
+            raise DataError(
+                f"the text is too short ({len(ids)} tokens): max_length={max_length} needs "
                 f"{max_length + 1}; add text or lower max_length"
             )
+        self.ids, self.max_length, self.stride = ids, max_length, stride
 
     @cached_property
     def windows(self) -> np.ndarray:
@@ -79,18 +85,6 @@ class GPTDatasetV1(Dataset):
         return window[..., :-1], window[..., 1:]
 
 
-def as_ids(txt: str | Ids, tokenizer: GPT2Tokenizer | None) -> np.ndarray:
-    """The ids, (N,): a text's as uint16, or uint32 where one needs it; given ids as they are."""
-    if isinstance(txt, str):
-        ids = tokenizer.encode(txt, allowed_special={END_OF_TEXT})
-        return np.array(ids, dtype=np.uint16 if max(ids, default=0) < 1 << 16 else np.uint32)
-    array = txt.numpy(force=True) if isinstance(txt, Tensor) else np.asarray(txt)
-    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
-        kind = f"{array.dtype} of shape {array.shape}"
-        raise DataError(f"txt is neither a text nor ids ({kind}): give a string or a row of ids")
-    return array
-
-
 def create_dataloader_v1(
     txt: str | Ids,
     batch_size: int = 4,
@@ -107,8 +101,7 @@ def create_dataloader_v1(
             f"no whole batch ({len(dataset)} windows, batch_size={batch_size}, drop_last=True): "
             "lower batch_size, max_length or stride, add text, or set drop_last=False"
         )
-    options = {"shuffle": shuffle, "drop_last": drop_last, "num_workers": num_workers}
-    return DataLoader(dataset, batch_size=batch_size, **options)
+    return DataLoader(dataset, batch_size, shuffle, drop_last=drop_last, num_workers=num_workers)
 
 
 class Batches:
