@@ -1,10 +1,7 @@
 """GPT-2's network: pre-norm transformer blocks, learned positions, the head tied to the input.
 
-Radford et al. 2019, "Language Models are Unsupervised Multitask Learners". The class names are
-those of the well-known encoder-decoder tutorials; the mathematics is GPT-2's.
-
-Shapes: B batch, T time in tokens, C channels (embedding_dim), H heads, D = C / H head size,
-V vocabulary.
+Radford et al. 2019, "Language Models are Unsupervised Multitask Learners". Shapes: B batch, T time
+in tokens, C channels (embedding_dim), H heads, D = C / H head size, V vocabulary.
 """
 
 from collections.abc import Callable, Iterator
@@ -41,10 +38,7 @@ class Dropout(nn.Dropout):
 
 
 def dropout_mask(like: Tensor, probability: float) -> Tensor:
-    """Zeros with the given probability, to 2^-16, and for the rest what keeps the mean at 1.
-
-    Each element takes 16 of torch's random bits; bernoulli_() would draw 64 for each.
-    """
+    """Zeros with the given probability, to 2^-16 (16 random bits), else what keeps the mean 1."""
     num_dropped = min(round(probability * 2**16), 2**16 - 1)  # of the values of an int16
     draws = torch.empty(-(-like.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
     draws = draws.view(torch.int16)[: like.numel()].view(like.shape)
@@ -73,11 +67,8 @@ class LayerNormalization(nn.LayerNorm):
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, *, dropout: float) -> Tensor:
-    """softmax(query key^T / sqrt(D)) value, each position over those up to it: all (B, H, T, D).
-
-    Torch's own kernel where it wins. On a CPU the formula written out is faster where there is
-    dropout, and in bfloat16 (docs/speed.md).
-    """
+    """softmax(query key^T / sqrt(D)) value, each position over those up to it: all (B, H, T, D)."""
+    # On a CPU the formula written out is faster with dropout, and in bfloat16 (docs/speed.md).
     if not query.is_cpu or (dropout == 0 and query.dtype == torch.float32):
         return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
     T, D = query.shape[-2:]
@@ -103,8 +94,7 @@ class MultiHeadAttentionBlock(nn.Module):
         B, T, C = x.shape
         qkv = self.qkv(x).view(B, T, 3, self.num_heads, C // self.num_heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
-        mixed = (attend or self.attend)(query, key, value)
-        mixed = mixed.transpose(1, 2).reshape(B, T, C)
+        mixed = (attend or self.attend)(query, key, value).transpose(1, 2).reshape(B, T, C)
         return self.residual_dropout(self.projection(mixed))
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -168,10 +158,7 @@ class Transformer(nn.Module):
         return self.positional_encoding.pe.device
 
     def hidden_states(self, tokens: Tensor, cache: Any | None = None) -> Tensor:
-        """What the head reads: ids (B, T) -> normalized final states (B, T, C).
-
-        With a cache (generation/kv_cache.py) the tokens follow those that it has read.
-        """
+        """Ids (B, T), which follow what the cache has read -> final states (B, T, C) for `head`."""
         assert tokens.size(1) <= self.seq_len, f"{tokens.size(1)} tokens, context {self.seq_len}"
         positions = cache.extend(tokens.size(1)) if cache else slice(tokens.size(1))
         x = self.positional_encoding(self.input_embedding(tokens), positions)
@@ -197,15 +184,7 @@ def build_transformer(
     ffn_hidden_dim: int = 1024,
 ) -> Transformer:
     """A freshly initialised model in float32; ValueError names every size that cannot work."""
-    check_sizes(
-        dropout,
-        input_vocab_size=input_vocab_size,
-        input_seq_len=input_seq_len,
-        embedding_dim=embedding_dim,
-        num_layers=num_layers,
-        num_heads=num_heads,
-        ffn_hidden_dim=ffn_hidden_dim,
-    )
+    check_sizes(**locals())  # every argument under its name
     model = Transformer(
         InputEmbeddings(input_vocab_size, embedding_dim),
         PositionalEncoding(input_seq_len, embedding_dim, dropout),

@@ -35,10 +35,7 @@ class GPT2Tokenizer:
         self.encoding = load_encoding(TABLE_PATH)
 
     def encode(self, text: str, allowed_special: Specials = frozenset()) -> list[int]:
-        """Ids of the text; special tokens count as plain text unless named in `allowed_special`.
-
-        Half a surrogate pair, which no file can hold, counts as U+FFFD.
-        """
+        """Ids: specials not in `allowed_special` are text, half a surrogate pair is U+FFFD."""
         return self.encode_to_numpy(text, allowed_special).tolist()
 
     def encode_to_numpy(self, text: str, allowed_special: Specials = frozenset()) -> np.ndarray:
@@ -59,11 +56,8 @@ class GPT2Tokenizer:
 
 
 def cut_long_spaces(text: str, has_special: bool) -> Iterator[str]:
-    """Pieces whose tokens are the text's: the last of many spaces belongs to what follows them.
-
-    Nothing does if that is a special token.
-    """
-    follower = f"(?!{re.escape(END_OF_TEXT)})" * has_special + OTHER
+    """Pieces whose tokens are the text's: the last of many spaces belongs to the word after it."""
+    follower = f"(?!{re.escape(END_OF_TEXT)})" * has_special + OTHER  # a special takes no space
     start = 0
     for spaces in re.finditer(f"(?<!{SPACE}){SPACE}{{{MANY_SPACES},}}(?={follower})", text):
         yield text[start : spaces.end() - 1]
@@ -105,5 +99,4 @@ def load_encoding(table_path: Path) -> tiktoken.Encoding:
         pat_str=r50k_pat_str,
         mergeable_ranks=ranks,
         special_tokens={END_OF_TEXT: END_OF_TEXT_ID},
-        explicit_n_vocab=END_OF_TEXT_ID + 1,
     )

@@ -1,7 +1,4 @@
-"""The one table of weight names: OpenAI's GPT-2, Hugging Face's, ours.
-
-GPT-2 stores the weight of a linear layer as (in, out), torch.nn.Linear as (out, in).
-"""
+"""The one table of weight names: OpenAI's GPT-2, Hugging Face's, ours."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
@@ -18,7 +15,7 @@ class Row(NamedTuple):
     gpt2: str
     huggingface: str
     ours: str
-    is_transposed: bool = False
+    is_transposed: bool = False  # GPT-2's linear layers are (in, out), torch's (out, in)
 
     def turned(self, weight: Tensor) -> Tensor:
         """The weight as the other side lays it."""
@@ -58,12 +55,11 @@ MAX_SHOWN = 3  # names in a message
 
 def name_rows(num_layers: int) -> list[Row]:
     """The table for a model of that many layers."""
-    block_rows = [
+    return [*MODEL_ROWS] + [
         Row(f"blocks.{i}.{gpt2}", f"h.{i}.{huggingface}", f"blocks.{i}.{ours}", is_transposed)
         for i in range(num_layers)
         for gpt2, huggingface, ours, is_transposed in BLOCK_ROWS
     ]
-    return [*MODEL_ROWS, *block_rows]
 
 
 def architecture_from(settings: dict[str, int]) -> dict[str, int]:
@@ -86,10 +82,7 @@ def huggingface_weights(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def load_weights_into_gpt(model: nn.Module, params: dict[str, Any]) -> None:
-    """Copies the params into the model, on its device; WeightsError lists all that does not fit.
-
-    Names and shapes are compared before anything is copied.
-    """
+    """Copies the params into the model unless a WeightsError lists names or shapes that misfit."""
     targets = {row.gpt2: weight for row, weight in gpt2_weights(model).items()}
     theirs = dict(_flat(params))
     check_names(targets, theirs, "the params")
@@ -114,10 +107,8 @@ def check_names(expected: Iterable[str], given: Iterable[str], where: str) -> No
     differing = {"missing": sorted(expected - given), "unknown": sorted(given - expected)}
     shown = "; ".join(f"{kind} {listed(names)}" for kind, names in differing.items() if names)
     if shown:
-        raise WeightsError(
-            f"not the weights of a GPT-2 ({where}: {shown}): "
-            "no other architecture is read or exported"
-        )
+        reason = f"not the weights of a GPT-2 ({where}: {shown})"
+        raise WeightsError(f"{reason}: no other architecture is read or exported")
 
 
 def listed(names: list[str]) -> str:
