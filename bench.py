@@ -1,11 +1,9 @@
-"""Speed and memory, measured here and now, as a Markdown table.
-
-What is compared takes turns, a step at a time, each in a process of its own.
-"""
+"""Speed and memory of what takes turns here and now, as a Markdown table."""
 
 import argparse
 import os
 import platform
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import fields, replace
 from functools import partial
@@ -22,7 +20,7 @@ from system.process import run_command
 from training.settings import KEYS
 from training.wanted import problems_of
 
-OURS = {"ours, full vocabulary": False, "ours, unused tokens share a row": True}
+OURS = {"ours, full vocabulary": {}, "ours, unused tokens share a row": {"is_shared": True}}
 FLOOR = "matrix products alone"
 LARGE = dict.fromkeys(("seq_len", "embedding_dim", "vocab_size"), 8192)
 PEAK = {"batch_size": 1, "num_heads": 1, "num_layers": 0, **LARGE}  # as a GPU likes its products
@@ -51,7 +49,23 @@ CPU_INFO = Path("/proc/cpuinfo")
 
 def train(task: Task) -> str:
     """A full training step: ours, every peer that is installed, and the floor under them."""
-    results = take_turns(trainers(task))
+    machine = task.machine()
+    precisions = dict.fromkeys(["float32", str(machine.dtype).removeprefix("torch.")])
+    peers = {"plain loop, our model": partial(who.plain, build=who.our_model)}
+    peers |= {"transformers": partial(who.plain, build=who.gpt2)}
+    peers |= {"nanoGPT": who.nanogpt} if task.nanogpt else {}
+    chosen = [(name, who.ours, changes) for name, changes in OURS.items()]
+    for name, build in peers.items():
+        chosen += [(f"{name}, {kind}", build, {"precision": kind}) for kind in precisions]
+    contestants = [
+        Contestant(name + suffix, replace(task, compiled=bool(suffix), **changes), build)
+        for name, build, changes in chosen
+        for suffix in ["", ", compiled"][: 1 + task.compiled]
+    ]
+    for changes in [PEAK] if machine.device.type == "cuda" else OURS.values():
+        floor = replace(task, **changes)
+        contestants.append(Contestant(f"{FLOOR}, {floor.num_rows:,} rows", floor, who.floor))
+    results = take_turns(contestants)
     rows = compared(results, OURS, column="ours is faster (full, shared)")
     floor_rates = {r.task.flops: r.gflops for r in results if r.name.startswith(FLOOR)}
     highest = max(floor_rates.values(), default=float("nan"))
@@ -59,31 +73,6 @@ def train(task: Task) -> str:
         share = result.gflops / floor_rates.get(result.task.flops, highest)
         rows[result.name]["of products alone"] = f"{share:.0%}"
     return table(rows)
-
-
-def trainers(task: Task) -> list[Contestant]:
-    """Ours; the others in float32 and in what is faster here; the floor, of a GPU its peak."""
-    machine = task.machine()
-    precisions = dict.fromkeys(["float32", str(machine.dtype).removeprefix("torch.")])
-    peers = {"plain loop, our model": partial(who.plain, build=who.our_model)}
-    peers |= {"transformers": partial(who.plain, build=who.gpt2)}
-    peers |= {"nanoGPT": who.nanogpt} if task.nanogpt else {}
-    chosen = [(name, who.ours, {"is_shared": is_shared}) for name, is_shared in OURS.items()]
-    chosen += [
-        (f"{name}, {precision}", build, {"precision": precision})
-        for name, build in peers.items()
-        for precision in precisions
-    ]
-    contestants = [
-        Contestant(name + suffix, replace(task, compiled=bool(suffix), **changes), build)
-        for name, build, changes in chosen
-        for suffix in ["", ", compiled"][: 1 + task.compiled]
-    ]
-    floors = [PEAK] if machine.device.type == "cuda" else [{"is_shared": s} for s in OURS.values()]
-    for floor in [replace(task, **changes) for changes in floors]:
-        name = f"{FLOOR}, {floor.vocabulary.size:,} rows"
-        contestants.append(Contestant(name, floor, who.floor))
-    return contestants
 
 
 def loss(task: Task) -> str:
@@ -158,14 +147,20 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--compiled", action="store_true", help="train: torch.compile'd rows as well")
     add("--nanogpt", type=as_path, metavar="DIR", help="train: this checkout of nanoGPT takes part")
     for name, default in OPTIONS.items():
-        values = dict.fromkeys(str(getattr(shape, name)) for shape in SHAPES.values())
-        option = f"--{name.replace('_', '-')}"
-        add(option, type=type(default), help=f"default: {' or '.join(values)}")
+        values = " or ".join(dict.fromkeys(str(getattr(shape, name)) for shape in SHAPES.values()))
+        add(f"--{name.replace('_', '-')}", type=type(default), help=f"default: {values}")
     return parser.parse_args(arguments)
 
 
-def check(task: Task) -> None:
-    """ConfigError with everything that cannot be measured."""
+def versions() -> dict[str, str]:
+    """Of the packages whose speed is measured, those that are installed."""
+    return {name: version(name) for name, *_ in ENGINES.values() if any(distributions(name=name))}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    given = vars(parse(arguments))
+    measure, shape, steps = PARTS[given.pop("part")]
+    task = replace(SHAPES[given.pop("shape", shape)], **{"steps": steps, **given})
     problems = problems_of({name: getattr(task, name) for name in OPTIONS if name in KEYS})
     if task.steps < 1:
         problems.append(f"steps={task.steps} is not a whole number >= 1")
@@ -175,29 +170,10 @@ def check(task: Task) -> None:
         problems.append(f"nanogpt={task.nanogpt} has no model.py: name a checkout's folder")
     if problems:
         raise ConfigError("command line: " + "; ".join(problems))
-
-
-def versions() -> dict[str, str]:
-    """Of the packages whose speed is measured, those that are installed."""
-    packages = dict.fromkeys(package for package, *_ in ENGINES.values())
-    return {name: version(name) for name in packages if any(distributions(name=name))}
-
-
-def surroundings(task: Task) -> str:
-    """The hardware and software that the numbers belong to."""
-    lines = CPU_INFO.read_text().splitlines() if CPU_INFO.exists() else []
-    models = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
-    processor = models[0] if models else platform.processor()
+    models = re.findall("model name.*: (.*)", CPU_INFO.read_text()) if CPU_INFO.exists() else []
+    hardware = f"{[*models, platform.processor()][0]}, {os.cpu_count()} processors"
     software = ", ".join(" ".join(item) for item in versions().items())
-    return f"{processor}, {os.cpu_count()} processors; {task.machine()}; {software}"
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    given = vars(parse(arguments))
-    measure, shape, steps = PARTS[given.pop("part")]
-    task = replace(SHAPES[given.pop("shape", shape)], **{"steps": steps, **given})
-    check(task)
-    print(f"{task}\n{surroundings(task)}")
+    print(f"{task}\n{hardware}; {task.machine()}; {software}")
     print(f"\n{measure(task)}")
 
 

@@ -1,8 +1,4 @@
-"""How fast text is written: ours beside transformers, CTranslate2 and llama.cpp where installed.
-
-All engines get the same random weights and the same prompts, and continue them greedily with no
-end of text, again and again. One that takes a single prompt at a time gets them one by one.
-"""
+"""Engines that write text, ours and others, from the same random weights and the same prompts."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -11,7 +7,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from torch import nn
 
 from benchmarks.train_peers import gpt2, our_model
 from benchmarks.turns import Steps, Task
@@ -19,18 +14,14 @@ from exchange.gguf_file import FILE_TYPES, export_gguf
 from generation.decoding import Context, continue_rows
 from generation.fast_weights import prepared
 from generation.settings import Sampling
-from model import Transformer
 from system.machine import Machine, tune_process
-from weights import huggingface_weights
 
 Tokens = list[list[int]]  # tokens of prompts, or of what continues them
-Engine = Callable[
-    [Task, Machine, str, Tokens], Iterator[Tokens]
-]  # the text is the type of its weights
+Engine = Callable[[Task, Machine, str, Tokens], Iterator[Tokens]]  # str: type of the weights
 
 
 def writing(task: Task, machine: Machine, *, engine: Engine, kind: str) -> Steps:
-    """A step continues a prompt for each row of the task's batch."""
+    """A step greedily continues a prompt for each row of the batch, with no end of text."""
     torch.manual_seed(task.seed)
     last = task.vocab_size - 1  # ends a text for some engines: no prompt has it
     prompts = torch.randint(last, (task.batch_size, task.prompt_tokens)).tolist()
@@ -41,16 +32,10 @@ def writing(task: Task, machine: Machine, *, engine: Engine, kind: str) -> Steps
         yield texts
 
 
-def random_model(task: Task) -> Transformer:
-    """The same for all, in float32 on the CPU."""
-    torch.manual_seed(task.seed)
-    return our_model(task).eval()
-
-
 def ours(task: Task, machine: Machine, kind: str, prompts: Tokens) -> Iterator[Tokens]:
     """What generate.py runs."""
     tune_process()
-    model = prepared(random_model(task).to(machine.device), kind)
+    model = prepared(our_model(task).eval().to(machine.device), kind)
     while True:
         context = Context(model, prompts, max_new_tokens=task.new_tokens)
         steps = continue_rows(context, Sampling(temperature=0), seeds=[0] * len(prompts))
@@ -59,7 +44,7 @@ def ours(task: Task, machine: Machine, kind: str, prompts: Tokens) -> Iterator[T
 
 def transformers(task: Task, machine: Machine, kind: str, prompts: Tokens) -> Iterator[Tokens]:
     """transformers' own `generate`."""
-    model = as_transformers(task).to(machine.device, getattr(torch, kind))
+    model = gpt2(task).eval().to(machine.device, getattr(torch, kind))
     ids = torch.tensor(prompts, device=machine.device)
     settings = {"attention_mask": torch.ones_like(ids), "do_sample": False, "use_cache": True}
     settings |= dict.fromkeys(("max_new_tokens", "min_new_tokens"), task.new_tokens)
@@ -67,29 +52,21 @@ def transformers(task: Task, machine: Machine, kind: str, prompts: Tokens) -> It
         yield model.generate(ids, **settings)[:, ids.size(1) :].tolist()
 
 
-def as_transformers(task: Task) -> nn.Module:
-    """transformers' GPT-2 with our weights, on the CPU."""
-    model = gpt2(task).eval()
-    model.transformer.load_state_dict(huggingface_weights(random_model(task)))
-    return model
-
-
 def ctranslate2(task: Task, machine: Machine, kind: str, prompts: Tokens) -> Iterator[Tokens]:
     """CTranslate2's Generator, converted from transformers' model."""
     import ctranslate2
     from ctranslate2.converters.transformers import GPT2Loader
 
-    spec = GPT2Loader().get_model_spec(as_transformers(task))
+    spec = GPT2Loader().get_model_spec(gpt2(task).eval())
     spec.register_vocabulary([str(token) for token in range(task.vocab_size)])
-    end = str(task.vocab_size - 1)
-    spec.config.bos_token = spec.config.eos_token = spec.config.unk_token = end
+    spec.config.bos_token = spec.config.eos_token = spec.config.unk_token = str(task.vocab_size - 1)
     spec.validate()
     spec.optimize(quantization=None)
     place = {"device": machine.device.type, "intra_threads": torch.get_num_threads()}
     with TemporaryDirectory() as folder:
         spec.save(folder)
         engine = ctranslate2.Generator(folder, compute_type=kind, **place)
-    texts = [[str(token) for token in prompt] for prompt in prompts]
+    texts = [[*map(str, prompt)] for prompt in prompts]
     settings = {"min_length": task.new_tokens, "max_length": task.new_tokens, "sampling_topk": 1}
     while True:
         results = engine.generate_batch(texts, include_prompt_in_result=False, **settings)
@@ -104,15 +81,15 @@ def llama_cpp(task: Task, machine: Machine, kind: str, prompts: Tokens) -> Itera
     settings["n_gpu_layers"] = -1 if machine.device.type == "cuda" else 0  # all, if built so
     with TemporaryDirectory() as folder:
         path = Path(folder) / "model.gguf"
-        export_gguf(path, asdict(task), random_model(task), kind)
+        export_gguf(path, asdict(task), our_model(task), kind)
         engine = llama_cpp.Llama(str(path), n_ctx=task.seq_len, verbose=False, **settings)
-
-    def continued(prompt: list[int]) -> list[int]:
-        engine.reset()
-        return list(islice(engine.generate(prompt, temp=0, repeat_penalty=1.0), task.new_tokens))
-
     while True:
-        yield [continued(prompt) for prompt in prompts]
+        texts = []
+        for prompt in prompts:
+            engine.reset()
+            tokens = engine.generate(prompt, temp=0, repeat_penalty=1.0)
+            texts.append([*islice(tokens, task.new_tokens)])
+        yield texts
 
 
 ENGINES = {  # the package that each needs, how it starts, the types of its weights

@@ -1,7 +1,4 @@
-"""Who takes part in a benchmark of training: ours, its peers, the losses, and the floor below all.
-
-Each is a function of the task and of its machine. Shapes: B batch, T time, N = B * T, C channels.
-"""
+"""Who takes part in a benchmark of training: ours, its peers, the losses, the floor below all."""
 
 import runpy
 from collections.abc import Callable
@@ -22,6 +19,7 @@ from training.learner import Learner
 from training.loss import ALIGNED_ROWS, NextTokenLoss
 from training.optim import BETAS
 from training.settings import DEFAULTS
+from weights import huggingface_weights
 
 LEARNING_RATE, WEIGHT_DECAY, MAX_GRAD_NORM = 3e-4, 0.1, 1.0
 CHUNKS = {"batch_chunk_size": 1024, "acc_policy": "compact"}  # of torch's own loss
@@ -49,7 +47,9 @@ def updates(
 
 
 def our_model(task: Task) -> Transformer:
-    sizes = (task.vocabulary.size, task.seq_len, task.embedding_dim, task.num_layers)
+    """The same for all that run the task, in float32 on the CPU."""
+    torch.manual_seed(task.seed)
+    sizes = (task.num_rows, task.seq_len, task.embedding_dim, task.num_layers)
     return build_transformer(*sizes, task.num_heads, task.dropout, task.ffn_hidden_dim)
 
 
@@ -58,7 +58,7 @@ def ours(task: Task, machine: Machine) -> Steps:
     tune_process()
     config = {**DEFAULTS, **asdict(task), "compile": "on" if task.compiled else "auto"}
     model = our_model(task).to(machine.device)
-    learner = Learner(model, machine, config, num_shared=task.vocabulary.num_shared)
+    learner = Learner(model, machine, config, num_shared=task.vocab_size - task.num_rows + 1)
     for number in count():
         yield learner.update(*map(machine.place, task.batch(number)), LEARNING_RATE).loss
 
@@ -66,13 +66,12 @@ def ours(task: Task, machine: Machine) -> Steps:
 def plain(task: Task, machine: Machine, *, build: Callable[[Task], Module]) -> Steps:
     """The loop that everybody writes: all the logits at once; torch's AdamW in one kernel."""
     model = build(task).to(machine.device)
-    settings = {"lr": LEARNING_RATE, "weight_decay": WEIGHT_DECAY, "fused": True}
-    optimizer = AdamW(model.parameters(), **settings)
+    optimizer = AdamW(model.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
     return updates(task, machine, model, all_logits, optimizer)
 
 
 def gpt2(task: Task) -> Module:
-    """Hugging Face's GPT-2 of the same sizes; the vocabulary's last token ends its texts."""
+    """Hugging Face's GPT-2 with our weights; the vocabulary's last token ends its texts."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     sizes = {"vocab_size": task.vocab_size, "n_positions": task.seq_len}
@@ -80,7 +79,9 @@ def gpt2(task: Task) -> Module:
     sizes |= {"n_layer": task.num_layers, "n_head": task.num_heads}
     sizes |= dict.fromkeys(("embd_pdrop", "resid_pdrop", "attn_pdrop"), task.dropout)
     sizes |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), task.vocab_size - 1)
-    return GPT2LMHeadModel(GPT2Config(**sizes, use_cache=False)).train()
+    model = GPT2LMHeadModel(GPT2Config(**sizes, use_cache=False)).train()
+    model.transformer.load_state_dict(huggingface_weights(our_model(task)))
+    return model
 
 
 def nanogpt(task: Task, machine: Machine) -> Steps:
@@ -102,20 +103,18 @@ def floor(task: Task, machine: Machine) -> Steps:
     heads, ffn = task.batch_size * task.num_heads, task.ffn_hidden_dim
     x, weights = new(heads, T, C // task.num_heads), new(heads, T, T)
     # The weights, their gradient, and four times what is mixed by them.
-    calls = 2 * num_layers * products((x, x.mT), (weights, x), (weights.mT, x))
+    rounds = [(2 * num_layers, [(x, x.mT), (weights, x), (weights.mT, x)])]
     blocks = [(num_layers, *sizes) for sizes in ((C, 3 * C), (C, C), (C, ffn), (ffn, C))]
-    unaligned = task.vocabulary.size % ALIGNED_ROWS
-    head = [(1, C, rows) for rows in (task.vocabulary.size - unaligned, unaligned) if rows]
+    unaligned = task.num_rows % ALIGNED_ROWS
+    head = [(1, C, rows) for rows in (task.num_rows - unaligned, unaligned) if rows]
     for times, inputs, outputs in blocks + head:
         x, weight, d_y = new(N, inputs), new(outputs, inputs), new(N, outputs)
-        calls += times * products((x, weight.T), (d_y, weight), (d_y.T, x))
+        rounds.append((times, [(x, weight.T), (d_y, weight), (d_y.T, x)]))
+    calls = []
+    for times, pairs in rounds:
+        calls += times * [partial(torch.matmul, *pair, out=torch.matmul(*pair)) for pair in pairs]
     while True:
         yield [call() for call in calls]
-
-
-def products(*pairs: tuple[Tensor, Tensor]) -> list[Callable[[], Tensor]]:
-    """A call for each pair, whose product is always written to the same place."""
-    return [partial(torch.matmul, *pair, out=torch.matmul(*pair)) for pair in pairs]
 
 
 def loss_alone(task: Task, machine: Machine, *, loss_of: LossOf) -> Steps:
@@ -142,7 +141,6 @@ def torch_loss(model: Transformer, inputs: Tensor, targets: Tensor, **chunks: ob
     """torch's own, from 2.13 on: as it is, or with what LinearCrossEntropyOptions takes."""
     factors = model.hidden_states(inputs).flatten(0, 1), model.input_embedding.embedding.weight
     if torch.is_autocast_enabled(inputs.device.type):
-        dtype = torch.get_autocast_dtype(inputs.device.type)
-        factors = [factor.to(dtype) for factor in factors]
+        factors = [f.to(torch.get_autocast_dtype(inputs.device.type)) for f in factors]
     options = {"options": nn.LinearCrossEntropyOptions(**chunks)} if chunks else {}
     return F.linear_cross_entropy(*factors, targets.flatten(), **options)

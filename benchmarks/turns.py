@@ -1,7 +1,4 @@
-"""Contestants take turns at their tasks, a step at a time, each in a process of its own.
-
-What slows the machine down slows all; the settings, caches and peak memory of one are no other's.
-"""
+"""Contestants take turns, a step at a time, so that what slows the machine down slows all."""
 
 import io
 import signal
@@ -19,7 +16,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from corpus.vocabulary import Vocabulary
 from system.machine import Machine
 from system.process import describe, log
 
@@ -60,17 +56,16 @@ class Task:
         return self.batch_size * (self.new_tokens or self.seq_len)
 
     @property
-    def vocabulary(self) -> Vocabulary:
-        """The tokens in use are the first ones, so each is its own row."""
-        num_used = self.num_used if self.is_shared else self.vocab_size
-        return Vocabulary.of(np.arange(num_used), self.vocab_size)
+    def num_rows(self) -> int:
+        """Of the embedding; the tokens in use are the first ones, so each is its own row."""
+        return min(self.num_used + 1, self.vocab_size) if self.is_shared else self.vocab_size
 
     @property
     def flops(self) -> float:
         """Of a training step's matrix products, 2 a multiply-add; attention as a full square."""
         C, T = self.embedding_dim, self.seq_len
         layer = 4 * C * C + 2 * C * self.ffn_hidden_dim + 2 * T * C
-        return 6.0 * self.batch_size * T * (self.num_layers * layer + C * self.vocabulary.size)
+        return 6.0 * self.batch_size * T * (self.num_layers * layer + C * self.num_rows)
 
     def batch(self, number: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets (B, T) of step `number`."""
@@ -96,7 +91,6 @@ class Contestant:
 
     @property
     def gflops(self) -> float:
-        """10^9 operations a second."""
         return self.task.flops / self.median_seconds / 1e9
 
     def cells(self) -> dict[str, str]:
@@ -112,12 +106,8 @@ class Contestant:
 
 
 def take_turns(contestants: Sequence[Contestant], *, num_warm_ups: int = 2) -> list[Contestant]:
-    """Those that could run, with the measured steps of their tasks; the others are named.
-
-    In each turn all make one step. The first turns, which build and compile, are not counted.
-    """
-    context = get_context("spawn")  # fresh processes, as a user's own would be
-    pairs = []
+    """Those that could run, with the steps that follow their warm-ups; the others are named."""
+    context, pairs = get_context("spawn"), []  # nobody shares settings, caches or peak memory
     with ExitStack() as stack:
         previous = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: this process ends them
         for contestant in contestants:
@@ -156,8 +146,7 @@ def serve(contestant: Contestant, connection: Connection) -> None:
                 start = time.perf_counter()
                 next(steps)
                 torch.get_device_module(machine.device).synchronize()
-                seconds = time.perf_counter() - start
-                connection.send((seconds, machine.memory_in_use(), ""))
+                connection.send((time.perf_counter() - start, machine.memory_in_use(), ""))
     except Exception as error:  # a peer that does not run here is a row less, not the end
         connection.send((0.0, 0, describe(error)))
 

@@ -14,6 +14,7 @@ import torch
 import bench
 from benchmarks import generate_peers, train_peers
 from benchmarks.turns import Contestant, Task, take_turns
+from corpus.vocabulary import Vocabulary
 from system.errors import ConfigError
 from system.machine import Machine
 
@@ -97,10 +98,8 @@ def test_loss_compares_what_is_the_same_number(measured, monkeypatch):
         if "compiled" in name or ("linear" in name and not has_own):
             monkeypatch.delitem(bench.LOSSES, name)  # needs a compiler, or a later torch
     assert [row[""] for row in measured("loss", *TINY)] == list(bench.LOSSES)
-    values = []
-    for loss_of in bench.LOSSES.values():
-        torch.manual_seed(0)
-        values.append(next(train_peers.loss_alone(TASK, CPU, loss_of=loss_of)))
+    steps_of = partial(train_peers.loss_alone, TASK, CPU)
+    values = [next(steps_of(loss_of=loss_of)) for loss_of in bench.LOSSES.values()]
     assert values == pytest.approx([values[0]] * len(values), rel=1e-5)  # float32, 131 terms
 
 
@@ -186,8 +185,7 @@ def test_contestants_take_turns_and_the_broken_ones_are_left_out(tmp_path, capsy
 
 def test_rates_are_those_of_the_median_step():
     result = Contestant("", TASK, broken, seconds=[1.0, 2.0, 2.0, 4.0, 100.0])
-    cells = list(result.cells().values())
-    assert cells[:3] == ["7", "4-7", "2,000.0"]  # 14 tokens in 2 s, and in 4 s
+    assert [*result.cells().values()][:3] == ["7", "4-7", "2,000.0"]  # 14 tokens in 2 s, and in 4 s
     assert result.gflops == TASK.flops / 2e9
 
 
@@ -214,7 +212,9 @@ def test_batches_are_the_same_for_all_and_hold_only_tokens_in_use():
     assert not torch.equal(inputs, TASK.batch(4)[0])
 
 
-def test_tokens_in_use_are_their_own_rows():
-    shared, tokens = replace(TASK, is_shared=True).vocabulary, torch.arange(TASK.num_used)
-    assert torch.equal(shared.compact(tokens), tokens)
-    assert (shared.size, TASK.vocabulary.size) == (TASK.num_used + 1, TASK.vocab_size)
+@pytest.mark.parametrize("num_used", [1, 11, 130, 131])
+def test_tokens_in_use_are_their_own_rows(num_used):
+    shared, tokens = replace(TASK, is_shared=True, num_used=num_used), torch.arange(num_used)
+    vocabulary = Vocabulary.of(tokens.numpy(), TASK.vocab_size)
+    assert torch.equal(vocabulary.compact(tokens), tokens)
+    assert (shared.num_rows, TASK.num_rows) == (vocabulary.size, TASK.vocab_size)
