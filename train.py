@@ -105,7 +105,7 @@ def train_to_the_end(run: "Run", signals: StopSignals) -> None:
             signals.check()
             run.update()
             bar.update()
-            bar.set_postfix_str(str(run.pace))
+            bar.set_postfix_str(run.pace)
 
 
 def evaluate(run: "Run", signals: StopSignals) -> None:

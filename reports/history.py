@@ -1,7 +1,7 @@
 """What a run has measured: a record of every update, the evaluations, the pace."""
 
 import math
-from collections import deque
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -97,22 +97,13 @@ class History:
         )
 
 
-class Pace:
-    """The latest update in one line, with the speed of the last fifty."""
-
-    def __init__(self) -> None:
-        self._recent: deque[UpdateRecord] = deque(maxlen=50)
-
-    def add(self, record: UpdateRecord) -> None:
-        self._recent.append(record)
-
-    def __str__(self) -> str:
-        if not self._recent:
-            return ""
-        latest = self._recent[-1]
-        seconds = sum(record.seconds for record in self._recent)
-        speed = sum(record.num_tokens for record in self._recent) / seconds
-        return (
-            f"loss {latest.loss:.3f}  lr {latest.learning_rate:.1e}  norm {latest.grad_norm:.2f}  "
-            f"{speed:,.0f} tok/s  {latest.memory_bytes / 1e9:.1f} GB"
-        )
+def pace_of(recent: Sequence[UpdateRecord]) -> str:
+    """The latest update in one line, with the speed of all of these; "" before the first."""
+    if not recent:
+        return ""
+    latest = recent[-1]
+    speed = sum(record.num_tokens for record in recent) / sum(record.seconds for record in recent)
+    return (
+        f"loss {latest.loss:.3f}  lr {latest.learning_rate:.1e}  norm {latest.grad_norm:.2f}  "
+        f"{speed:,.0f} tok/s  {latest.memory_bytes / 1e9:.1f} GB"
+    )

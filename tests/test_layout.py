@@ -74,9 +74,6 @@ def nesting(node: ast.AST) -> int:
     return max(depths)
 
 
-# ---------------------------------------------------------------- who imports whom
-
-
 def test_imports_run_one_way():
     for name in PATHS:
         room = name.split(".")[0]
@@ -116,9 +113,6 @@ def test_heavy_packages_are_imported_only_where_they_are_needed():
     assert {name for name, heavy in at_import.items() if heavy} == set()
 
 
-# ---------------------------------------------------------------- how long
-
-
 def test_a_file_is_short_enough_to_read():
     lengths = {name: len(path.read_text("utf-8").splitlines()) for name, path in PATHS.items()}
     assert {name: length for name, length in lengths.items() if length > MAX_FILE_LINES} == {}
@@ -133,9 +127,6 @@ def test_functions_are_short_enough_to_see_at_once():
 def test_functions_are_not_nested_deeply():
     depths = {name: nesting(node) for name, node in functions().items()}
     assert {name: depth for name, depth in depths.items() if depth > MAX_NESTING} == {}
-
-
-# ---------------------------------------------------------------- what a module does
 
 
 def is_free_of_work(node: ast.stmt) -> bool:

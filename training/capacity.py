@@ -42,10 +42,7 @@ def check(
 def num_parameters(config: dict[str, Any], num_rows: int) -> int:
     """Parameters of the config's model whose embedding has so many rows, by arithmetic alone."""
     C, F = config["embedding_dim"], config["ffn_hidden_dim"]
-    attention = 4 * C * C + 4 * C
-    feed_forward = 2 * C * F + C + F
-    norms = 4 * C
-    block = attention + feed_forward + norms
+    block = (4 * C * C + 4 * C) + (2 * C * F + C + F) + 4 * C  # attention, feed-forward, norms
     return (num_rows + config["seq_len"]) * C + config["num_layers"] * block + 2 * C
 
 

@@ -23,9 +23,7 @@ class Learner:
         self, model: Transformer, machine: Machine, config: dict[str, Any], *, num_shared: int = 1
     ) -> None:
         self.model, self.machine = model, machine
-        self.seq_len = config["seq_len"]
-        self.micro_batch_size = config["batch_size"]
-        self.max_grad_norm = config["max_grad_norm"]
+        self.config = config
         objective = NextTokenLoss(model, num_shared=num_shared)
         self.objective = machine.compiled(objective, config["compile"])
         self.optimizer = build_optimizer(
@@ -39,7 +37,7 @@ class Learner:
         set_learning_rate(self.optimizer, learning_rate)
         loss = self.accumulate_gradients(inputs, targets)
         self.scaler.unscale_(self.optimizer)
-        norm = clip_gradients(self.model.parameters(), self.max_grad_norm)
+        norm = clip_gradients(self.model.parameters(), self.config["max_grad_norm"])
         loss, norm = torch.stack([loss, norm]).tolist()  # the only wait for a GPU in an update
         is_applied = math.isfinite(norm)
         is_scaled = self.scaler.is_enabled() and self.scaler.get_scale() >= 1  # perhaps too much
@@ -61,7 +59,7 @@ class Learner:
 
     def accumulate_gradients(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Mean loss of the whole batch; its gradient is summed up micro-batch by micro-batch."""
-        micro_size = self.micro_batch_size
+        micro_size = self.config["batch_size"]
         total = torch.zeros((), device=inputs.device)
         for x, y in zip(inputs.split(micro_size), targets.split(micro_size), strict=True):
             with self.machine.autocast():
@@ -72,9 +70,9 @@ class Learner:
 
     def mean_loss(self, ids: Tensor) -> float:
         """Mean next-token loss over ids (N,), in nats: all but the first are predicted once."""
-        total = 0.0
+        total, sizes = 0.0, (self.config["seq_len"], self.config["batch_size"])
         with evaluation_mode(self.objective), self.machine.autocast():
-            for inputs, targets in evaluation_batches(ids, self.seq_len, self.micro_batch_size):
+            for inputs, targets in evaluation_batches(ids, *sizes):
                 total += self.objective(inputs, targets, num_tokens=1).item()
         return total / (len(ids) - 1)
 

@@ -2,6 +2,7 @@
 
 import math
 import uuid
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from generation.generator import TextGenerator
 from generation.settings import SAMPLE, Sampling
 from model import num_parameters
 from reports import plot, terminal
-from reports.history import Evaluation, History, Pace
+from reports.history import Evaluation, History, UpdateRecord, pace_of
 from storage import checkpoint
 from storage.run_folder import COMPARISON_NAME, PLOT_NAME
 from system.errors import NonFiniteError
@@ -52,7 +53,8 @@ class Run:
         self.step = 0
         self.saved_step = 0  # there is nothing to save of step 0
         self.history = History()
-        self.pace = Pace()
+        self.recent: deque[UpdateRecord] = deque(maxlen=50)
+        self.pace = ""
         self.sinks = {  # all that shows the run, each by the name of what would be missing
             "report": terminal.show,
             PLOT_NAME: partial(plot.draw, self.folder / PLOT_NAME),
@@ -97,7 +99,8 @@ class Run:
             ) from error
         self.step += 1
         self.history.add(record)
-        self.pace.add(record)
+        self.recent.append(record)
+        self.pace = pace_of(self.recent)
 
     def next_batch(self) -> tuple[Tensor, Tensor]:
         """This step's batch; the one after it is prepared meanwhile, so that no device waits."""
@@ -149,7 +152,7 @@ class Run:
         """Hands the latest evaluation to everything that shows it; none of them stops training."""
         for name, show in self.sinks.items():
             with only_warn(f"no {name}"):
-                show(self.history, str(self.pace), sample)
+                show(self.history, self.pace, sample)
 
     def full_weights(self) -> dict[str, Tensor]:
         """The model's weights with a row for every token of the vocabulary."""

@@ -179,9 +179,6 @@ def test_the_card_has_the_receipt_that_is_printed_and_the_runs_numbers(trained, 
     assert not any(f'"{key}":' in card for key in ("data", "output_dir", "resume", "weights_path"))
 
 
-# ---------------------------------------------------------------- models that are no GPT-2
-
-
 class ScaledAttention(MultiHeadAttentionBlock):
     """With a weight of its own."""
 

@@ -9,7 +9,7 @@ import matplotlib.figure
 import pytest
 import torch
 
-from reports.history import Evaluation, History, Pace, UpdateRecord
+from reports.history import Evaluation, History, UpdateRecord, pace_of
 from reports.plot import binned, plot_history
 
 V, T = 11, 7
@@ -25,9 +25,6 @@ def history_of(losses: list[float], train_losses: Sequence[float] = ()) -> Histo
         Evaluation(10 * i, 1000 * i, loss, loss / 3) for i, loss in enumerate(losses)
     ]
     return history
-
-
-# ---------------------------------------------------------------- history
 
 
 def test_a_history_comes_back_from_a_file_bit_for_bit():
@@ -74,17 +71,14 @@ def test_perplexity_is_exp_of_the_loss_and_inf_where_that_overflows():
     assert perplexities == [1.0, math.exp(2.0), math.inf, math.inf]
 
 
-def test_the_pace_is_that_of_the_last_fifty_updates():
-    pace = Pace()
-    assert str(pace) == ""
+def test_the_pace_is_that_of_the_updates_it_is_given():
+    assert pace_of([]) == ""
     numbers = {"loss": 2.5, "learning_rate": 3e-4, "grad_norm": 0.25, "memory_bytes": 1_500_000_000}
-    pace.add(UpdateRecord(num_tokens=1, seconds=1e6, is_applied=True, **numbers))
-    for _ in range(50):
-        pace.add(UpdateRecord(num_tokens=100, seconds=0.05, is_applied=True, **numbers))
-    assert str(pace) == "loss 2.500  lr 3.0e-04  norm 0.25  2,000 tok/s  1.5 GB"
-
-
-# ---------------------------------------------------------------- the plot
+    recent = [
+        UpdateRecord(num_tokens=100, seconds=seconds, is_applied=True, **numbers)
+        for seconds in (0.04, 0.06)
+    ]
+    assert pace_of(recent) == "loss 2.500  lr 3.0e-04  norm 0.25  2,000 tok/s  1.5 GB"
 
 
 @pytest.mark.parametrize(

@@ -67,9 +67,6 @@ def test_a_file_of_another_run_is_never_written_over(tmp_path):
         assert [checkpoint.glance(other) for other in others] == [(THEIRS, 8)] * number
 
 
-# ---------------------------------------------------------------- earlier runs
-
-
 def finished_run(where: Path, run_id: str, *steps: int) -> dict[str, bytes]:
     """Puts the files of a run into the folder; the content of each by its name."""
     names = [checkpoint.BEST_NAME, checkpoint.FINAL_NAME]

@@ -39,9 +39,6 @@ def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-# ---------------------------------------------------------------- durable writes
-
-
 @pytest.mark.parametrize("error", [OSError, ValueError, KeyboardInterrupt, None])
 def test_a_write_is_beside_its_target_until_it_is_whole_and_gone_after_an_error(tmp_path, error):
     target = tmp_path / "model.pt"
@@ -116,9 +113,6 @@ def test_only_the_temporary_files_of_dead_processes_are_swept(tmp_path):
     assert sweep_parts(tmp_path) == []
 
 
-# ---------------------------------------------------------------- one writer
-
-
 def test_a_second_process_is_told_who_writes_and_a_dead_ones_lock_is_free(tmp_path):
     command = [sys.executable, "-c", HOLD_THE_FOLDER, str(tmp_path)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as holder:
@@ -174,9 +168,6 @@ def test_an_exclusive_lock_is_waited_for(tmp_path):
         assert not has_entered.wait(timeout=0.2)
     assert has_entered.wait(timeout=10)
     second.join()
-
-
-# ---------------------------------------------------------------- the output folder
 
 
 def test_a_missing_output_folder_and_a_file_are_named_with_their_remedy(tmp_path):

@@ -55,9 +55,6 @@ process.run_command(main)
 """
 
 
-# ---------------------------------------------------------------- signals
-
-
 @pytest.mark.parametrize(
     ("arguments", "code", "printed"),
     [
@@ -96,9 +93,6 @@ def test_at_a_prompt_the_second_signal_ends_the_call_and_not_the_process(monkeyp
             signal.raise_signal(signal.SIGINT)
 
 
-# ---------------------------------------------------------------- odd streams
-
-
 def test_a_notebooks_stream_takes_a_command_and_a_closed_one_is_no_error(monkeypatch):
     stream = io.StringIO()  # it has no `reconfigure` and no file
     monkeypatch.setattr(sys, "stdout", stream)
@@ -124,9 +118,6 @@ def test_a_line_reaches_a_stream_that_lacks_its_letters():
     with contextlib.redirect_stderr(io.TextIOWrapper(written, encoding="ascii")):
         warn("no 雪")
         assert written.getvalue() == b"warning: no \\u96ea\n"
-
-
-# ---------------------------------------------------------------- the door for errors
 
 
 def outcome_of(error: BaseException, capsys: pytest.CaptureFixture) -> tuple[int, str]:

@@ -63,9 +63,6 @@ def misspelt(key):
     return sorted((wrong | {start + rest[:1] + letter + rest[1:]}) - KEYS.keys())
 
 
-# ---------------------------------------------------------------- the contract
-
-
 def test_contract_defaults_are_exact():
     kept = {key: train.config[key] for key in CONTRACT}
     assert kept == CONTRACT
@@ -115,9 +112,6 @@ def test_numbers_of_numpy_and_paths_become_plain():
     config = wanted(given, {}).config
     assert [config[key] for key in given] == [4, 0.0, "a"]
     assert type(config["batch_size"]) is int
-
-
-# ---------------------------------------------------------------- what is wrong with a config
 
 
 def test_every_key_refuses_every_wrong_value_in_one_line():

@@ -76,9 +76,6 @@ def copy(source: nn.Module, target: nn.Module, *, is_transposed: bool) -> None:
     target.bias.copy_(source.bias)
 
 
-# ---------------------------------------------------------------- the mathematics
-
-
 def test_logits_equal_those_of_transformers_gpt2():
     ours = rough(built()).double()
     theirs = as_transformers_model(ours).double()
@@ -103,9 +100,6 @@ def test_dropout_acts_in_training_only():
         assert torch.equal(model(tokens), model(tokens))
         model.train()
         assert not torch.equal(model(tokens), model(tokens))
-
-
-# ---------------------------------------------------------------- learning
 
 
 @pytest.mark.parametrize("vocab_size", [V, 50257])
@@ -157,9 +151,6 @@ def test_initialisation_is_gpt2s():
             expected = residual if is_residual else 0.02
             assert parameter.std().item() == pytest.approx(expected, rel=0.05), name
             assert abs(parameter.mean().item()) < 5 * expected / 64, name
-
-
-# ---------------------------------------------------------------- the contract
 
 
 def test_names_and_signatures_are_the_contracts():

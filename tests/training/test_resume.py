@@ -39,9 +39,6 @@ def history_of(path: Path) -> dict:
     return checkpoint.load(path)["history"]
 
 
-# ---------------------------------------------------------------- the same to the last bit
-
-
 def test_stopped_and_resumed_is_the_run_that_never_stopped(place, monkeypatch):
     expected = fingerprint(train_quickly())
     for step in (1, 7, 11):
@@ -65,9 +62,6 @@ def test_half_a_batch_accumulated_twice_goes_on_with_the_same_windows(place, mon
     assert torch.equal(parts["num_tokens"], whole["num_tokens"])
     # float32 sums in another order
     assert parts["train_losses"].tolist() == pytest.approx(whole["train_losses"].tolist(), rel=1e-4)
-
-
-# ---------------------------------------------------------------- whose config
 
 
 def test_a_bare_resume_takes_the_config_that_the_run_had(place, monkeypatch):
@@ -101,9 +95,6 @@ def test_a_checkpoint_of_an_earlier_version_goes_on(place, monkeypatch):
         del state["config"][key]
     checkpoint.save(path, state)
     assert fingerprint(train_quickly(resume=True)) == expected
-
-
-# ---------------------------------------------------------------- what may change
 
 
 def test_what_changed_on_purpose_is_printed_as_old_and_new(capsys, monkeypatch):
@@ -175,9 +166,6 @@ def test_another_tokenizer_is_refused(monkeypatch):
         train_quickly(resume=True)
 
 
-# ---------------------------------------------------------------- states of any optimizer
-
-
 def test_a_float16_run_stopped_before_its_first_real_update_goes_on(monkeypatch):
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
     monkeypatch.setattr("system.machine.Machine.gradient_scaler", lambda machine: scaler)
@@ -214,9 +202,6 @@ def test_moments_of_another_shape_are_refused(place, monkeypatch):
         train_quickly(resume=True)
 
 
-# ---------------------------------------------------------------- which file
-
-
 def test_a_damaged_newest_file_never_costs_the_intact_ones(place, monkeypatch, capsys):
     stop_before(monkeypatch, 7)
     newest = checkpoint.step_path(place, 7)
@@ -232,9 +217,6 @@ def test_what_is_no_checkpoint_to_resume_is_refused(place):
     train_quickly(num_epochs=1)
     with pytest.raises(CheckpointError, match="lacks optimizer_state_dict"):
         train_quickly(resume=checkpoint.FINAL_NAME)
-
-
-# ---------------------------------------------------------------- one folder, one run
 
 
 def test_a_new_run_moves_the_files_of_the_earlier_one_aside(monkeypatch, capsys):

@@ -19,9 +19,6 @@ print(module(torch.zeros(1, 2)).shape)
 """
 
 
-# ---------------------------------------------------------------- threads
-
-
 @pytest.mark.parametrize(
     ("quota", "expected"),
     [("max 100000\n", 4), ("200000 100000\n", 2), ("50000 100000\n", 1), ("900000 100000\n", 4)],
@@ -38,9 +35,6 @@ def test_a_containers_quota_counts_as_cores(tmp_path, monkeypatch, quota, expect
     assert machine.num_cores() == 1
 
 
-# ---------------------------------------------------------------- the compiler
-
-
 def test_a_machine_without_a_compiler_says_so_and_goes_on(tmp_path, run_python):
     python_only = tmp_path / "bin"
     python_only.mkdir()
@@ -55,9 +49,6 @@ def test_a_machine_without_a_compiler_says_so_and_goes_on(tmp_path, run_python):
     (shape,) = result.stdout.splitlines()
     assert "warning: not compiled" in result.stderr
     assert shape == "torch.Size([1, 2])"
-
-
-# ---------------------------------------------------------------- the same results
 
 
 def validation_loss(num_steps: int, **changed: object) -> float:

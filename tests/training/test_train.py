@@ -23,9 +23,6 @@ def history_of(path: Path) -> History:
     return History.from_state_dict(checkpoint.load(path)["history"])
 
 
-# ---------------------------------------------------------------- what a run leaves
-
-
 def test_a_run_writes_the_models_the_newest_checkpoints_and_the_plots(trained):
     assert {path.name for path in trained.folder.glob("[!.]*")} == {
         "data.txt",
@@ -93,9 +90,6 @@ def test_without_a_better_evaluation_a_run_stops_and_the_best_weights_are_final(
     best, final = checkpoint.load(place / checkpoint.BEST_NAME), checkpoint.load(path)
     assert 0 < best["step"] == final["step"] == steps[-3] < 30  # of 48: two were no better
     assert canonical(final["model_state_dict"]) == canonical(best["model_state_dict"])
-
-
-# ---------------------------------------------------------------- where it writes
 
 
 def test_an_output_folder_that_is_missing_is_made_whatever_its_letters(place):

@@ -115,9 +115,6 @@ finally:
     assert {"torch", "numpy"}.isdisjoint(result.stdout.split())
 
 
-# ---------------------------------------------------------------- what somebody chose
-
-
 def test_a_resume_takes_the_runs_own_config_but_for_what_was_written_since():
     began = wanted({**train.config, "batch_size": 16}, {"num_epochs": 2, "dropout": 0.2})
     again = wanted({**train.config, "batch_size": 16, "eval_freq": 7}, {"dropout": 0.3})
