@@ -51,7 +51,7 @@ config = {
     "replace_invalid_utf8": False,  # True reads invalid bytes as U+FFFD
     "share_unused_tokens": True,  # one row for all tokens that the text lacks
     # reports and files
-    "eval_freq": 500,  # updates between evaluations
+    "eval_freq": 500,  # updates between evaluations; an epoch ends with one too
     "eval_tokens": 50_000,  # validation tokens read at most in an evaluation
     "sample_prompt": "Once upon a time",  # continued at each evaluation and at the end
     "sample_tokens": 60,  # length of these samples; 0 is none

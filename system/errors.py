@@ -1,4 +1,4 @@
-"""Every error that a user can meet, and the exit code that a command ends with.
+"""Every error that a user can meet, and its exit code; signals end with 130 and 143.
 
 A message says what happened, which value or path it is about, and what to do.
 """

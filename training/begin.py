@@ -151,7 +151,7 @@ def check_same_order(start: Start, corpus: Corpus) -> None:
     num_steps = start.config["num_epochs"] * corpus.batches.num_per_epoch
     if start.reordered and state["step"] < num_steps:
         raise ConfigError(
-            f"windows would be skipped or shown twice ({path}: {start.reordered}): "
+            f"the run could not go on as it was ({path}: {start.reordered}): "
             "set it back to resume, or start a new run"
         )
     if state["tokenizer_sha256"] != TABLE_SHA256:

@@ -148,7 +148,7 @@ KEYS = {
     "replace_invalid_utf8": Key(False, "True reads invalid bytes as U+FFFD", SWITCH, ORDERED),
     "share_unused_tokens": Key(True, "one row for all tokens that the text lacks", SWITCH, ORDERED),
     # reports and files
-    "eval_freq": Key(500, "updates between evaluations", AT_LEAST_1),
+    "eval_freq": Key(500, "updates between evaluations; an epoch ends with one too", AT_LEAST_1),
     "eval_tokens": Key(50_000, "validation tokens read at most in an evaluation", whole(2)),
     "sample_prompt": Key("Once upon a time", "continued at each evaluation and at the end", TEXT),
     "sample_tokens": Key(60, "length of these samples; 0 is none", AT_LEAST_0),

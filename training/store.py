@@ -1,6 +1,6 @@
 """What the files of a run hold, written and read in one place; for any optimizer and any weights.
 
-Best loss, batch order and learning rates are not among it: they follow from the rest.
+The best loss and the order of the batches are not among it: they follow from the rest.
 """
 
 import shlex

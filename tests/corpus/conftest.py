@@ -15,7 +15,7 @@ def as_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
         yield
         return
     tmp_path.chmod(0o777)
-    for parent in tmp_path.parents[:2]:  # a lock goes by the whole path
+    for parent in tmp_path.parents[:3]:  # a lock goes by the whole path
         parent.chmod(0o711)
     os.setresuid(65534, 65534, 0)
     yield
