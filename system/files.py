@@ -25,7 +25,7 @@ LOCK_NAME = ".train.lock"
 OWNER = re.compile(r"[0-9]*( on [^\n]*)?\n?")  # what a lock file says after its first byte
 PART_NAME = re.compile(r"\..+\.([0-9a-f]{8})\.([0-9]+)\.gpt-part")  # see `part_path_of`
 UNSUPPORTED = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
-NO_LOCKS = UNSUPPORTED | {errno.ENOLCK}
+NO_LOCKS = UNSUPPORTED | {errno.ENOLCK, errno.ELOOP}  # ELOOP: a link in the lock's place
 NO_FOLDER_SYNC = UNSUPPORTED | {errno.EINVAL, errno.EBADF, errno.EACCES, errno.EPERM}
 
 
@@ -224,7 +224,7 @@ def only_writer(folder: str | Path) -> Iterator[None]:
                 "wait for it, stop it, or choose another output_dir"
             ) from error
         if not is_held:
-            warn(f"a second run could write here too ({lock_path}): this disk has no locks")
+            warn(f"a second run could write here too ({lock_path}): it cannot be locked")
         elif _owner_in(lock_path) is not None:
             with named(lock_path), lock_path.open("r+b") as file:
                 file.truncate(1)

@@ -128,6 +128,14 @@ def test_a_second_process_is_told_who_writes_and_a_dead_ones_lock_is_free(tmp_pa
             only_writer(tmp_path).__enter__()
 
 
+def test_a_dangling_link_in_the_locks_place_is_a_warning_and_stays(tmp_path, capsys):
+    link = tmp_path / LOCK_NAME
+    link.symlink_to("/nowhere/lock")
+    with only_writer(tmp_path):
+        assert "cannot be locked" in capsys.readouterr().err
+    assert link.is_symlink()
+
+
 @pytest.mark.parametrize("cause", ["ENOSYS", "ENOLCK", "EOPNOTSUPP"])
 def test_a_disk_without_locks_is_a_warning_and_any_other_refusal_names_the_file(
     tmp_path, monkeypatch, capsys, cause
@@ -140,7 +148,7 @@ def test_a_disk_without_locks_is_a_warning_and_any_other_refusal_names_the_file(
     monkeypatch.setattr(fcntl, "flock", refuse)
     with exclusive(tmp_path / "lock"), only_writer(tmp_path):
         pass
-    line = f"warning: a second run could write here too ({tmp_path / LOCK_NAME}): this disk"
+    line = f"warning: a second run could write here too ({tmp_path / LOCK_NAME}): it cannot"
     assert capsys.readouterr().err.startswith(line)
     cause = "EIO"
     with pytest.raises(OSError, match="refused") as caught:
