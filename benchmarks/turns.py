@@ -4,7 +4,7 @@ import io
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, redirect_stdout
+from contextlib import ExitStack, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from itertools import product
 from multiprocessing import get_context
@@ -125,7 +125,8 @@ def take_turns(contestants: Sequence[Contestant], *, num_warm_ups: int = 2) -> l
                 continue
             time.sleep(REST_SECONDS)
             try:
-                connection.send(True)
+                with suppress(OSError):  # one that has ended already may have said why
+                    connection.send(True)
                 seconds, contestant.memory_bytes, contestant.failure = connection.recv()
                 contestant.seconds += [seconds] * (turn >= num_warm_ups)
             except (EOFError, OSError):
