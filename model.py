@@ -66,17 +66,22 @@ class LayerNormalization(nn.LayerNorm):
         super().__init__(embedding_dim, eps=1e-5)
 
 
-def causal_attention(query: Tensor, key: Tensor, value: Tensor, *, dropout: float) -> Tensor:
+def torch_attention(query: Tensor, key: Tensor, value: Tensor, *, dropout: float) -> Tensor:
     """softmax(query key^T / sqrt(D)) value, each position over those up to it: all (B, H, T, D)."""
-    # On a CPU the formula written out is faster with dropout, and in bfloat16 (docs/speed.md).
-    if not query.is_cpu or (dropout == 0 and query.dtype == torch.float32):
-        return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
+    return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
+
+
+def written_attention(query: Tensor, key: Tensor, value: Tensor, *, dropout: float) -> Tensor:
+    """The same formula written out, for machines whose torch has no fast kernel for it."""
     T, D = query.shape[-2:]
     future = query.new_full((T, T), float("-inf")).triu(diagonal=1)
     weights = F.softmax((query * D**-0.5) @ key.transpose(-2, -1) + future, dim=-1)
     if dropout > 0:
         weights = weights * dropout_mask(weights, dropout)
     return weights @ value
+
+
+ATTENTIONS = {"torch": torch_attention, "written": written_attention}
 
 
 class MultiHeadAttentionBlock(nn.Module):
@@ -87,6 +92,7 @@ class MultiHeadAttentionBlock(nn.Module):
         self.num_heads = num_heads
         self.qkv = nn.Linear(embedding_dim, 3 * embedding_dim)
         self.projection = nn.Linear(embedding_dim, embedding_dim)
+        self.causal_attention = torch_attention
         self.attention_dropout = dropout
         self.residual_dropout = Dropout(dropout)
 
@@ -99,7 +105,7 @@ class MultiHeadAttentionBlock(nn.Module):
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         dropout = self.attention_dropout if self.training else 0.0
-        return causal_attention(query, key, value, dropout=dropout)
+        return self.causal_attention(query, key, value, dropout=dropout)
 
 
 class FeedForwardNetwork(nn.Module):
@@ -156,6 +162,11 @@ class Transformer(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.positional_encoding.pe.device
+
+    def use_attention(self, name: str) -> None:
+        """Computes attention by another function of ATTENTIONS; their results are the same."""
+        for block in self.blocks:
+            block.attention.causal_attention = ATTENTIONS[name]
 
     def hidden_states(self, tokens: Tensor, cache: Any | None = None) -> Tensor:
         """Ids (B, T), which follow what the cache has read -> final states (B, T, C) for `head`."""

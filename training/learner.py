@@ -24,7 +24,10 @@ class Learner:
     ) -> None:
         self.model, self.machine = model, machine
         self.config = config
-        objective = NextTokenLoss(model, num_shared=num_shared)
+        is_cpu = machine.device.type == "cpu"
+        model.use_attention("written" if is_cpu else "torch")
+        chunk_size = 1024 if is_cpu else 4096
+        objective = NextTokenLoss(model, num_shared=num_shared, chunk_size=chunk_size)
         self.objective = machine.compiled(objective, config["compile"])
         self.optimizer = build_optimizer(
             model, config["optimizer"], weight_decay=config["weight_decay"]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-CPU_CHUNK_SIZE, GPU_CHUNK_SIZE = 1024, 4096  # tokens: few enough for memory, enough for speed
+CHUNK_SIZE = 1024  # tokens: few enough for memory, enough for speed
 ALIGNED_ROWS = 64  # of the head: kernels like tables whose width divides by it
 SAFE_LOGIT = 100  # 2^100 for each of 50,257 tokens is still far from the end of float32, 2^128
 LOG2_E = math.log2(math.e)  # bits in a nat: logits are kept in bits, for 2^x is faster than e^x
@@ -32,7 +32,7 @@ class NextTokenLoss(nn.Module):
     eager_parts = ("_of_hidden",)  # a traced loop is unrolled and loses its one buffer
 
     def __init__(
-        self, model: nn.Module, *, num_shared: int = 1, chunk_size: int | None = None
+        self, model: nn.Module, *, num_shared: int = 1, chunk_size: int = CHUNK_SIZE
     ) -> None:
         super().__init__()
         self.model = model
@@ -94,11 +94,10 @@ class NextTokenLoss(nn.Module):
 
     def _chunks(self, x: Tensor, head: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Some of the tokens and their logits, which the next chunk overwrites; at least once."""
-        chunk_size = self.chunk_size or (CPU_CHUNK_SIZE if x.is_cpu else GPU_CHUNK_SIZE)
         width = -(-len(head) // ALIGNED_ROWS) * ALIGNED_ROWS
-        buffer = x.new_empty(min(chunk_size, len(x)), width)[:, : len(head)]
-        for start in range(0, max(1, len(x)), chunk_size):
-            chunk = slice(start, min(start + chunk_size, len(x)))
+        buffer = x.new_empty(min(self.chunk_size, len(x)), width)[:, : len(head)]
+        for start in range(0, max(1, len(x)), self.chunk_size):
+            chunk = slice(start, min(start + self.chunk_size, len(x)))
             yield chunk, torch.mm(x[chunk], head.T, out=buffer[: chunk.stop - start])
 
 

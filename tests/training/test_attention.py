@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from model import Dropout, causal_attention, dropout_mask
+from model import ATTENTIONS, Dropout, build_transformer, dropout_mask
 
 B, H, T, D = 3, 2, 7, 5
 NO_DROPOUT = 1e-9  # rounds to no element, but takes the path that dropout takes
+EACH_ATTENTION = pytest.mark.parametrize("attention", ATTENTIONS.values(), ids=ATTENTIONS.keys())
 
 
 def some_inputs(dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -29,46 +30,50 @@ def naive_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return result
 
 
+@EACH_ATTENTION
 @pytest.mark.parametrize("dropout", [0.0, NO_DROPOUT])
 @pytest.mark.parametrize(
     ("dtype", "tolerance"),
     [(torch.float32, 1e-5), (torch.bfloat16, 4e-2)],  # 24 and 8 bits, sums of 7 terms
 )
-def test_attention_is_the_formula_on_every_path(dtype, tolerance, dropout):
+def test_attention_is_the_formula_on_every_path(dtype, tolerance, dropout, attention):
     inputs = some_inputs(dtype)
-    result = causal_attention(*inputs, dropout=dropout)
+    result = attention(*inputs, dropout=dropout)
     assert result.dtype == dtype
     expected = naive_attention(*inputs)
     torch.testing.assert_close(result.double(), expected, rtol=tolerance, atol=tolerance)
 
 
+@EACH_ATTENTION
 @pytest.mark.parametrize("dropout", [0.0, NO_DROPOUT])
-def test_gradients_of_attention_are_those_of_the_formula(dropout):
+def test_gradients_of_attention_are_those_of_the_formula(dropout, attention):
     ours, naive = ([x.requires_grad_() for x in some_inputs()] for _ in range(2))
-    causal_attention(*ours, dropout=dropout).square().sum().backward()
+    attention(*ours, dropout=dropout).square().sum().backward()
     naive_attention(*naive).square().sum().backward()
     for x, expected in zip(ours, naive, strict=True):
         torch.testing.assert_close(x.grad, expected.grad, rtol=1e-4, atol=1e-4)  # float32
 
 
-def test_dropout_in_attention_sees_no_future():
+@EACH_ATTENTION
+def test_dropout_in_attention_sees_no_future(attention):
     query, key, value = some_inputs()
     later_key, later_value = key.clone(), value.clone()
     later_key[:, :, 4:] += 1
     later_value[:, :, 4:] += 1
     torch.manual_seed(0)
-    before = causal_attention(query, key, value, dropout=0.3)
+    before = attention(query, key, value, dropout=0.3)
     torch.manual_seed(0)
-    after = causal_attention(query, later_key, later_value, dropout=0.3)
+    after = attention(query, later_key, later_value, dropout=0.3)
     assert torch.equal(before[:, :, :4], after[:, :, :4])
     assert not torch.equal(before[:, :, 4:], after[:, :, 4:])
 
 
-def test_dropout_in_attention_keeps_the_mean():
+@EACH_ATTENTION
+def test_dropout_in_attention_keeps_the_mean(attention):
     torch.manual_seed(0)
     query, key, value = some_inputs()
-    results = [causal_attention(query, key, value, dropout=0.3) for _ in range(2000)]
-    expected = causal_attention(query, key, value, dropout=0.0)
+    results = [attention(query, key, value, dropout=0.3) for _ in range(2000)]
+    expected = attention(query, key, value, dropout=0.0)
     # a result varies by 0.65 |value| at most, its mean over 2000 by 0.015; five of these
     torch.testing.assert_close(torch.stack(results).mean(0), expected, rtol=0, atol=0.2)
 
@@ -93,6 +98,18 @@ def test_elements_of_a_mask_are_dropped_independently(distance):
     is_dropped = dropout_mask(torch.empty(100_000), 0.5) == 0
     both = (is_dropped[distance:] & is_dropped[:-distance]).double().mean().item()
     assert both == pytest.approx(0.25, abs=0.01)  # a deviation is 0.0014
+
+
+def test_a_model_computes_attention_as_it_is_told():
+    torch.manual_seed(0)
+    model = build_transformer(11, T, 12, 2, 3, 0.0, 20).to(torch.float64)
+    ids = torch.arange(T).expand(B, T)
+    results = []
+    for name, function in ATTENTIONS.items():
+        model.use_attention(name)
+        assert {block.attention.causal_attention for block in model.blocks} == {function}
+        results.append(model(ids))
+    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)  # float64, sums of 7 terms
 
 
 def test_dropout_masks_the_gradient_as_it_masked_the_value():
