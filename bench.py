@@ -1,22 +1,26 @@
 """Speed and memory of what takes turns here and now, as a Markdown table."""
 
 import argparse
-import os
-import platform
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from importlib.metadata import distributions, version
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from benchmarks import record
 from benchmarks import train_peers as who
 from benchmarks.generate_peers import ENGINES, writing
-from benchmarks.turns import Contestant, Rows, Task, table, take_turns
+from benchmarks.gpu import measure_gpu
+from benchmarks.turns import Contestant, Rows, Task, take_turns
 from system.command_line import Parser
 from system.errors import ConfigError
 from system.files import as_path
 from system.process import run_command
+from training.loss import ALIGNED_ROWS
 from training.settings import KEYS
 from training.wanted import problems_of
 
@@ -33,6 +37,7 @@ LOSSES = {
 }
 GPT2_SMALL = {"embedding_dim": 768, "num_layers": 12, "num_heads": 12, "ffn_hidden_dim": 3072}
 SHAPES = {"default": Task(), "gpt2-small": Task(batch_size=4, seq_len=256, **GPT2_SMALL)}
+SHAPES["gpt2-train"] = replace(SHAPES["gpt2-small"], batch_size=16, seq_len=1024, dropout=0.0)
 SCALES = [  # changes to the task, a row of `scaling` each
     {},
     {"embedding_dim": 128, "num_layers": 2, "ffn_hidden_dim": 512},
@@ -44,10 +49,11 @@ SCALES = [  # changes to the task, a row of `scaling` each
 CASES = [(1, 16), (8, 16), (1, 512), (8, 512)]  # prompts and their tokens, a column of `generate`
 WRITING = {"seq_len": 1024, "new_tokens": 128}
 OPTIONS = {option.name: option.default for option in fields(Task) if option.repr}
-CPU_INFO = Path("/proc/cpuinfo")
+CHUNK_SIZES = (512, 1024, 2048, 4096, 8192)  # tokens that the loss takes at once
+SMOOTHED_STEPS = 20
 
 
-def train(task: Task) -> str:
+def train(task: Task) -> Rows:
     """A full training step: ours, every peer that is installed, and the floor under them."""
     machine = task.machine()
     precisions = dict.fromkeys(["float32", str(machine.dtype).removeprefix("torch.")])
@@ -71,39 +77,79 @@ def train(task: Task) -> str:
     highest = max(floor_rates.values(), default=float("nan"))
     for result in results:
         share = result.gflops / floor_rates.get(result.task.flops, highest)
-        rows[result.name]["of products alone"] = f"{share:.0%}"
-    return table(rows)
+        rows[result.name]["of products alone"] = share
+    return rows
 
 
-def loss(task: Task) -> str:
+def loss(task: Task) -> Rows:
     """Only the loss over the full vocabulary, from hidden states to both gradients."""
     contestants = []
     for name, loss_of in LOSSES.items():
         alone = replace(task, num_layers=0, compiled=name.endswith("compiled"))
         contestants.append(Contestant(name, alone, partial(who.loss_alone, loss_of=loss_of)))
-    return table(compared(take_turns(contestants), ["ours"], column="ours is faster"))
+    return compared(take_turns(contestants), ["ours"], column="ours is faster")
+
+
+def head(task: Task) -> Rows:
+    """Our loss in chunks of so many tokens, and compiled; a step with rows that divide by 64."""
+    alone = replace(task, num_layers=0)
+    sizes = [size for size in CHUNK_SIZES if size < task.num_tokens] + [task.num_tokens]
+    losses = {
+        f"loss, {n:,} tokens at once": (alone, partial(who.our_loss, chunk_size=n)) for n in sizes
+    }
+    losses["loss, compiled"] = (replace(alone, compiled=True), who.our_loss)
+    contestants = [
+        Contestant(name, changed, partial(who.loss_alone, loss_of=loss_of))
+        for name, (changed, loss_of) in losses.items()
+    ]
+    padded = -(-task.vocab_size // ALIGNED_ROWS) * ALIGNED_ROWS
+    for rows in dict.fromkeys([task.vocab_size, padded]):
+        contestants.append(
+            Contestant(f"step, {rows:,} rows", replace(task, vocab_size=rows), who.ours)
+        )
+    return {result.name: result.numbers() for result in take_turns(contestants)}
+
+
+def agreement(task: Task) -> Rows:
+    """Losses of the same steps in every type, means of 20, and how far they part from float32's."""
+    kinds = {"float32, exact": ("float32", True), "float32": ("float32", False)}
+    kinds |= {kind: (kind, False) for kind in ("bfloat16", "float16")}
+    contestants = [
+        Contestant(name, replace(task, precision=kind), partial(who.on_text, is_exact=is_exact))
+        for name, (kind, is_exact) in kinds.items()
+    ]
+    rows: Rows = {}
+    exact = None
+    for result in take_turns(contestants, num_warm_ups=0):
+        size = min(SMOOTHED_STEPS, len(result.values))
+        means = np.convolve(result.values, np.full(size, 1 / size), "valid")
+        exact = means if exact is None else exact
+        rows[result.name] = result.numbers() | {
+            "loss": float(means[-1]),
+            "largest difference": float(np.abs(means - exact).max()),
+        }
+    return rows
 
 
 def compared(results: Sequence[Contestant], ours: Collection[str], *, column: str) -> Rows:
     """Rows of a table; the column says how many times as fast ours are."""
     best = [result.median_seconds for result in results if result.name in ours]
     return {
-        r.name: r.cells() | {column: ", ".join(f"{r.median_seconds / s:.2f}" for s in best)}
+        r.name: r.numbers() | {column: [r.median_seconds / seconds for seconds in best]}
         for r in results
     }
 
 
-def scaling(task: Task) -> str:
+def scaling(task: Task) -> Rows:
     """Our training (unused tokens sharing a row) of other models, lengths and batches."""
-    rows = {}
+    contestants = []
     for changes in SCALES:
         name = ", ".join(f"{key} {value}" for key, value in changes.items()) or "as it is"
-        alone = Contestant(name, replace(task, is_shared=True, **changes), who.ours)
-        rows |= {result.name: result.cells() for result in take_turns([alone])}
-    return table(rows)
+        contestants.append(Contestant(name, replace(task, is_shared=True, **changes), who.ours))
+    return {result.name: result.numbers() for result in take_turns(contestants, together=False)}
 
 
-def generate(task: Task) -> str:
+def generate(task: Task) -> Rows:
     """Tokens a second, 128 new ones a prompt: ours and every engine that is installed."""
     rows: Rows = {}
     for batch_size, prompt_tokens in CASES:
@@ -115,16 +161,18 @@ def generate(task: Task) -> str:
             if package in versions()
         ]
         for result in take_turns(writers, num_warm_ups=1):
-            cell = {f"batch {batch_size}, prompt {prompt_tokens}": result.cells()["tokens/s"]}
-            rows[result.name] = rows.get(result.name, {}) | cell
-    return table(rows, corner="tokens/s")
+            rate = {f"batch {batch_size}, prompt {prompt_tokens}": result.numbers()["tokens/s"]}
+            rows[result.name] = rows.get(result.name, {}) | rate
+    return rows
 
 
 PARTS = {  # what measures; the shape and the steps if the command line names none
     "train": (train, "default", 12),
     "loss": (loss, "default", 12),
+    "head": (head, "default", 12),
     "scaling": (scaling, "default", 4),
     "generate": (generate, "gpt2-small", 3),
+    "agreement": (agreement, "default", 200),
 }
 
 
@@ -134,6 +182,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         f"{name}: {measure.__doc__} By default --shape {shape} --steps {steps}."
         for name, (measure, shape, steps) in PARTS.items()
     ]
+    parts += [f"gpu: {measure_gpu.__doc__}", f"compare OLD NEW: {record.compare.__doc__}"]
     parser = Parser(
         prog="bench.py",
         description="\n".join([__doc__, *parts]),
@@ -142,10 +191,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("part", choices=PARTS, help="what is measured")
+    add("part", choices=[*PARTS, "gpu", "compare"], help="what is measured")
+    add("records", nargs="*", type=as_path, help="compare: two files that --json wrote")
+    add("--json", type=as_path, metavar="FILE", help="where the numbers go as well")
     add("--shape", choices=SHAPES, help="model and batch to start from")
     add("--compiled", action="store_true", help="train: torch.compile'd rows as well")
     add("--nanogpt", type=as_path, metavar="DIR", help="train: this checkout of nanoGPT takes part")
+    add("--only", metavar="PATTERN", help="rows whose names this regular expression finds")
+    add("--max-seconds", type=float, help="end after them with the rows that are done")
     for name, default in OPTIONS.items():
         values = " or ".join(dict.fromkeys(str(getattr(shape, name)) for shape in SHAPES.values()))
         add(f"--{name.replace('_', '-')}", type=type(default), help=f"default: {values}")
@@ -157,24 +210,46 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name, *_ in ENGINES.values() if any(distributions(name=name))}
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    given = vars(parse(arguments))
-    measure, shape, steps = PARTS[given.pop("part")]
+def task_of(given: dict[str, Any], shape: str, steps: int) -> Task:
+    """The task that the command line describes, or all that is wrong with it."""
     task = replace(SHAPES[given.pop("shape", shape)], **{"steps": steps, **given})
     problems = problems_of({name: getattr(task, name) for name in OPTIONS if name in KEYS})
     if task.steps < 1:
         problems.append(f"steps={task.steps} is not a whole number >= 1")
     if not 1 <= task.num_used <= task.vocab_size:
         problems.append(f"num_used={task.num_used} is not in [1, vocab_size={task.vocab_size}]")
+    if not task.max_seconds > 0:
+        problems.append(f"max_seconds={task.max_seconds} is not above 0")
     if task.nanogpt and not (task.nanogpt / "model.py").exists():
         problems.append(f"nanogpt={task.nanogpt} has no model.py: name a checkout's folder")
+    try:
+        re.compile(task.only)
+    except re.error as error:
+        problems.append(f"only={task.only} is no regular expression ({error})")
     if problems:
         raise ConfigError("command line: " + "; ".join(problems))
-    models = re.findall("model name.*: (.*)", CPU_INFO.read_text()) if CPU_INFO.exists() else []
-    hardware = f"{[*models, platform.processor()][0]}, {os.cpu_count()} processors"
-    software = ", ".join(" ".join(item) for item in versions().items())
-    print(f"{task}\n{hardware}; {task.machine()}; {software}")
-    print(f"\n{measure(task)}")
+    return task
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    given = vars(parse(arguments))
+    part, records, path = given.pop("part"), given.pop("records", []), given.pop("json", None)
+    if len(records) != 2 * (part == "compare"):
+        raise ConfigError(f"command line: {part} and {len(records)} files: only compare takes two")
+    if part == "compare":
+        print(record.compare(*map(record.load, records)))
+        return
+    if part == "gpu":
+        measure_gpu(given, path or Path("gpu.json"))
+        return
+    measure, shape, steps = PARTS[part]
+    task = task_of(given, shape, steps)
+    measured = record.conditions(task, versions())
+    print("\n".join(f"{key}: {value}" for key, value in measured.items()), end="\n\n", flush=True)
+    rows = measure(task)
+    print(record.table(rows, corner="tokens/s" if part == "generate" else ""))
+    if path:
+        record.save(path, {"part": part, **measured, "rows": rows})
 
 
 if __name__ == "__main__":

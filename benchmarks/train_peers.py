@@ -13,8 +13,11 @@ from torch.nn import functional as F
 from torch.optim import AdamW, Optimizer
 
 from benchmarks.turns import Steps, Task
+from corpus.text import PROJECT
+from data import Batches, GPTDatasetV1
 from model import Transformer, build_transformer
 from system.machine import Machine, tune_process
+from tokenizer import GPT2Tokenizer
 from training.learner import Learner
 from training.loss import ALIGNED_ROWS, NextTokenLoss
 from training.optim import BETAS
@@ -61,6 +64,19 @@ def ours(task: Task, machine: Machine) -> Steps:
     learner = Learner(model, machine, config, num_shared=task.vocab_size - task.num_rows + 1)
     for number in count():
         yield learner.update(*map(machine.place, task.batch(number)), LEARNING_RATE).loss
+
+
+def on_text(task: Task, machine: Machine, *, is_exact: bool = False) -> Steps:
+    """Ours on real text, so that losses fall; `is_exact` allows no TF32 in float32 products."""
+    tune_process()
+    if is_exact:
+        torch.set_float32_matmul_precision("highest")
+    text = (PROJECT / "example.txt").read_text(encoding="utf-8")
+    windows = GPTDatasetV1(text, GPT2Tokenizer(), task.seq_len, task.seq_len)
+    batches = Batches(windows, task.batch_size, seed=task.seed)
+    learner = Learner(our_model(task).to(machine.device), machine, {**DEFAULTS, **asdict(task)})
+    for number in count():
+        yield learner.update(*map(machine.place, batches[number]), LEARNING_RATE).loss
 
 
 def plain(task: Task, machine: Machine, *, build: Callable[[Task], Module]) -> Steps:
@@ -127,8 +143,10 @@ def loss_alone(task: Task, machine: Machine, *, loss_of: LossOf) -> Steps:
     return updates(task, machine, model, loss_of)
 
 
-def our_loss(model: Transformer, inputs: Tensor, targets: Tensor) -> Tensor:
-    return NextTokenLoss(model)(inputs, targets)
+def our_loss(
+    model: Transformer, inputs: Tensor, targets: Tensor, chunk_size: int | None = None
+) -> Tensor:
+    return NextTokenLoss(model, chunk_size=chunk_size)(inputs, targets)
 
 
 def all_logits(model: Module, inputs: Tensor, targets: Tensor) -> Tensor:

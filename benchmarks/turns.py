@@ -1,6 +1,8 @@
 """Contestants take turns, a step at a time, so that what slows the machine down slows all."""
 
 import io
+import math
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,12 +18,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from system.machine import Machine
+from system.machine import Machine, choose_device
 from system.process import describe, log
 
 REST_SECONDS = 0.2  # before a step, so that the threads of the one before have stopped waiting
 Steps = Iterator[object]  # makes a step each time it is asked for the next; begins at the first
-Rows = dict[str, dict[str, str]]  # the cells of a table, by row and column
+Numbers = dict[str, float | list[float]]
+Rows = dict[str, Numbers]  # what was measured, by row and column
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class Task:
     precision: str = "auto"
     is_shared: bool = field(default=False, repr=False)  # the unused tokens share a row
     compiled: bool = field(default=False, repr=False)
+    max_seconds: float = field(default=math.inf, repr=False)  # who is not done then is left out
+    only: str = field(default="", repr=False)  # those whose names this pattern finds
     nanogpt: Path | None = field(default=None, repr=False)  # a checkout that takes part
     prompt_tokens: int = field(default=0, repr=False)  # that each row of the batch continues
     new_tokens: int = field(default=0, repr=False)
@@ -82,6 +87,8 @@ class Contestant:
     task: Task
     build: Callable[[Task, Machine], Steps]
     seconds: list[float] = field(default_factory=list)
+    first_seconds: float = math.nan  # of the very first step, compiling included
+    values: list[float] = field(default_factory=list)  # the loss of each step, where it has one
     memory_bytes: int = 0  # at the peak, torch and all
     failure: str = ""
 
@@ -93,21 +100,39 @@ class Contestant:
     def gflops(self) -> float:
         return self.task.flops / self.median_seconds / 1e9
 
-    def cells(self) -> dict[str, str]:
+    def numbers(self) -> Numbers:
         """What a table says of the median step, and of the middle half of them all."""
         fast, slow = self.task.num_tokens / np.quantile(self.seconds, [0.25, 0.75])
         return {
-            "tokens/s": f"{self.task.num_tokens / self.median_seconds:,.0f}",
-            "middle half": f"{slow:,.0f}-{fast:,.0f}",
-            "milliseconds": f"{1e3 * self.median_seconds:,.1f}",
-            "peak memory": f"{self.memory_bytes / 1e9:.2f} GB",
-            "GFLOP/s": f"{self.gflops:,.0f}",
+            "tokens/s": self.task.num_tokens / self.median_seconds,
+            "middle half": [float(slow), float(fast)],
+            "milliseconds": 1e3 * self.median_seconds,
+            "first step, s": self.first_seconds,
+            "peak memory, GB": self.memory_bytes / 1e9,
+            "GFLOP/s": self.gflops,
         }
 
 
-def take_turns(contestants: Sequence[Contestant], *, num_warm_ups: int = 2) -> list[Contestant]:
-    """Those that could run, with the steps that follow their warm-ups; the others are named."""
-    context, pairs = get_context("spawn"), []  # nobody shares settings, caches or peak memory
+def take_turns(
+    contestants: Sequence[Contestant], *, num_warm_ups: int = 2, together: bool | None = None
+) -> list[Contestant]:
+    """Those that could run, with the steps that follow their warm-ups; the others are named.
+
+    On a CPU they run side by side. A GPU, whose memory they would share, has one at a time.
+    """
+    task = contestants[0].task
+    contestants = [one for one in contestants if re.search(task.only, one.name)]
+    if together is None:
+        together = choose_device(task.device)[0].type == "cpu"
+    deadline = time.monotonic() + task.max_seconds
+    for group in [contestants] if together else [[contestant] for contestant in contestants]:
+        run_group(group, num_warm_ups, deadline)
+    return [contestant for contestant in contestants if not contestant.failure]
+
+
+def run_group(contestants: Sequence[Contestant], num_warm_ups: int, deadline: float) -> None:
+    """Each in a process of its own: nobody shares settings, caches or peak memory."""
+    context, pairs = get_context("spawn"), []
     with ExitStack() as stack:
         previous = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: this process ends them
         for contestant in contestants:
@@ -116,28 +141,42 @@ def take_turns(contestants: Sequence[Contestant], *, num_warm_ups: int = 2) -> l
             process.start()
             other_end.close()
             stack.callback(process.join)
-            stack.callback(process.terminate)
+            stack.callback(process.kill)
             pairs.append((contestant, connection))
         signal.signal(signal.SIGINT, previous)
         turns = product(range(num_warm_ups + contestants[0].task.steps), pairs)
         for turn, (contestant, connection) in tqdm([*turns], leave=False, disable=None):
             if contestant.failure:
                 continue
-            time.sleep(REST_SECONDS)
-            try:
-                with suppress(OSError):  # one that has ended already may have said why
-                    connection.send(True)
-                seconds, contestant.memory_bytes, contestant.failure = connection.recv()
-                contestant.seconds += [seconds] * (turn >= num_warm_ups)
-            except (EOFError, OSError):
-                contestant.failure = "its process was killed"
+            time.sleep(REST_SECONDS * (len(contestants) > 1))
+            ask(contestant, connection, deadline, is_counted=turn >= num_warm_ups)
             if contestant.failure:
                 log(f"left out: {contestant.name}: {contestant.failure}")
-    return [contestant for contestant in contestants if not contestant.failure]
+
+
+def ask(
+    contestant: Contestant, connection: Connection, deadline: float, *, is_counted: bool
+) -> None:
+    """Has the contestant make a step, and takes down what it says of it."""
+    with suppress(OSError):  # one that has ended already may have said why
+        connection.send(True)
+    try:
+        left = deadline - time.monotonic()
+        if not connection.poll(None if left == math.inf else max(0.0, left)):
+            contestant.failure = f"not done within {contestant.task.max_seconds:g} seconds"
+            return
+        seconds, value, contestant.memory_bytes, contestant.failure = connection.recv()
+    except (EOFError, OSError):
+        contestant.failure = "its process was killed"
+        return
+    if not contestant.values:
+        contestant.first_seconds = seconds
+    contestant.values.append(value)
+    contestant.seconds += [seconds] * is_counted
 
 
 def serve(contestant: Contestant, connection: Connection) -> None:
-    """The contestant's process: asked for a step, it answers with seconds, bytes and failure."""
+    """The contestant's process: a step for each question; answers with what it took, and gave."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Windows lets none inherit that
     try:
         with redirect_stdout(io.StringIO()):  # some peers greet
@@ -145,19 +184,10 @@ def serve(contestant: Contestant, connection: Connection) -> None:
             steps = contestant.build(contestant.task, machine)
             while connection.recv():
                 start = time.perf_counter()
-                next(steps)
+                result = next(steps)
                 torch.get_device_module(machine.device).synchronize()
-                connection.send((time.perf_counter() - start, machine.memory_in_use(), ""))
+                seconds = time.perf_counter() - start
+                value = result if isinstance(result, float) else math.nan
+                connection.send((seconds, value, machine.memory_in_use(), ""))
     except Exception as error:  # a peer that does not run here is a row less, not the end
-        connection.send((0.0, 0, describe(error)))
-
-
-def table(rows: Rows, *, corner: str = "") -> str:
-    """Markdown of the cells by row and column, padded so that it reads well as it is."""
-    columns = dict.fromkeys(column for cells in rows.values() for column in cells)
-    lines = [[corner, *columns]]
-    lines += [[name, *(cells.get(key, "-") for key in columns)] for name, cells in rows.items()]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    lines.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
-    lines = [[line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        connection.send((0.0, math.nan, 0, describe(error)))

@@ -1,5 +1,6 @@
 """The benchmark: contestants take turns in their own processes; tables say what was measured."""
 
+import json
 import os
 import time
 from dataclasses import replace
@@ -12,10 +13,10 @@ import pytest
 import torch
 
 import bench
-from benchmarks import generate_peers, train_peers
+from benchmarks import generate_peers, gpu, record, train_peers
 from benchmarks.turns import Contestant, Task, take_turns
 from corpus.vocabulary import Vocabulary
-from system.errors import ConfigError
+from system.errors import ConfigError, DataError
 from system.machine import Machine
 
 MODEL = {"embedding_dim": 8, "num_layers": 2, "num_heads": 2, "ffn_hidden_dim": 32}
@@ -54,10 +55,11 @@ def rows_of(text: str) -> list[dict[str, str]]:
 def measured(monkeypatch, capsys):
     """The rows of a part whose contestants run in this process and need a second for each step."""
 
-    def run(contestants, *, num_warm_ups=2):
+    def run(contestants, *, num_warm_ups=2, together=None):
         for contestant in contestants:
             steps = contestant.build(contestant.task, CPU)
-            contestant.seconds = [1.0 for _ in islice(steps, contestant.task.steps)]
+            contestant.values = [*islice(steps, contestant.task.steps)]
+            contestant.seconds = [1.0] * contestant.task.steps
         return contestants
 
     def rows(*arguments):
@@ -84,12 +86,12 @@ def test_train_compares_ours_with_every_peer_and_the_floor(tmp_path, run_python)
     ]
     assert ("left out: transformers, float32: No module" in result.stdout) != has_transformers
     assert "few" not in result.stdout
-    assert all(0.05 < float(row["peak memory"].removesuffix(" GB")) < 100 for row in rows)
+    assert all(0.05 < float(row["peak memory, GB"]) < 100 for row in rows)
     assert [row["of products alone"] for row in rows[-2:]] == ["100%", "100%"]
     assert rows[0]["ours is faster (full, shared)"].startswith("1.00, ")
     assert rows[1]["ours is faster (full, shared)"].endswith(", 1.00")
     for name in bench.versions():
-        assert f" {name} {version(name)}" in result.stdout
+        assert f"'{name}': '{version(name)}'" in result.stdout
 
 
 def test_loss_compares_what_is_the_same_number(measured, monkeypatch):
@@ -139,6 +141,10 @@ def test_engines_write_the_same_text_again_and_again(name):
         (["train", "--num-heads", "3"], "not a multiple of num_heads=3"),
         (["train", "--num-used", "60000"], r"num_used=60000 is not in \[1, vocab_size=50257\]"),
         (["train", "--nanogpt", "nowhere"], "nanogpt=nowhere has no model.py"),
+        (["train", "--only", "("], r"only=\( is no regular expression"),
+        (["train", "--max-seconds", "0"], "max_seconds=0.0 is not above 0"),
+        (["compare", "old.json"], "only compare takes two"),
+        (["train", "old.json"], "only compare takes two"),
         (["loss", "--device", "tpu", "--precision", "int4"], "device='tpu'.*; precision='int4'"),
     ],
 )
@@ -148,8 +154,14 @@ def test_what_cannot_be_measured_is_refused(arguments, complaint):
 
 
 def test_a_table_reads_well_as_it_is():
-    lines = ["| a   | bc | de |", "| --- | -: | -: |", "| fgh |  i |  - |", "| j   |  - |  k |"]
-    assert bench.table({"fgh": {"bc": "i"}, "j": {"de": "k"}}, corner="a") == "\n".join(lines)
+    lines = [
+        "| a   | tokens/s | milliseconds | middle half |",
+        "| --- | -------: | -----------: | ----------: |",
+        "| fgh |    1,235 |            - |           - |",
+        "| j   |        - |          2.2 |         1-2 |",
+    ]
+    rows = {"fgh": {"tokens/s": 1234.6}, "j": {"milliseconds": 2.25, "middle half": [1.0, 2.0]}}
+    assert record.table(rows, corner="a") == "\n".join(lines)
 
 
 def writer(task: Task, machine: Machine, *, path: Path, name: str):
@@ -158,6 +170,11 @@ def writer(task: Task, machine: Machine, *, path: Path, name: str):
         while True:
             time.sleep(0.02)
             yield file.write(name + "\n")
+
+
+def sleepy(task: Task, machine: Machine):
+    while True:
+        yield time.sleep(600)
 
 
 def broken(task: Task, machine: Machine):
@@ -183,9 +200,18 @@ def test_contestants_take_turns_and_the_broken_ones_are_left_out(tmp_path, capsy
         assert result.memory_bytes > 50e6
 
 
+def test_who_is_not_done_in_time_is_left_out(capsys):
+    task = replace(TASK, max_seconds=0.5, only="^[ac]")
+    contestants = [Contestant(name, task, sleepy) for name in "abc"]
+    assert take_turns(contestants) == []
+    late = "not done within 0.5 seconds"
+    assert [one.failure for one in contestants] == [late, "", late]
+    assert capsys.readouterr().out == f"left out: a: {late}\nleft out: c: {late}\n"
+
+
 def test_rates_are_those_of_the_median_step():
     result = Contestant("", TASK, broken, seconds=[1.0, 2.0, 2.0, 4.0, 100.0])
-    assert [*result.cells().values()][:3] == ["7", "4-7", "2,000.0"]  # 14 tokens in 2 s, and in 4 s
+    assert [*result.numbers().values()][:3] == [7, [3.5, 7], 2000]  # 14 tokens in 2 s, and in 4 s
     assert result.gflops == TASK.flops / 2e9
 
 
@@ -201,6 +227,79 @@ def test_flops_are_what_the_products_take():
     with Counter():
         next(steps)
     assert sum(calls) == TASK.flops
+
+
+def test_head_has_a_row_for_every_chunk_size_and_for_aligned_rows(measured, monkeypatch):
+    monkeypatch.setattr(bench, "CHUNK_SIZES", (3, 5, 99))
+    monkeypatch.setattr(train_peers.torch, "compile", lambda module: module)
+    sizes = [*(f"loss, {size} tokens at once" for size in (3, 5, 14)), "loss, compiled"]
+    rows = measured("head", *TINY)
+    assert [row[""] for row in rows] == [*sizes, "step, 131 rows", "step, 192 rows"]
+
+
+def test_types_agree_and_their_losses_fall(measured):
+    rows = measured("agreement", *TINY, "--vocab-size=50257", "--steps=30", "--dropout=0")
+    assert [row[""] for row in rows] == ["float32, exact", "float32", "bfloat16", "float16"]
+    assert [row["largest difference"] for row in rows[:2]] == ["0.0000"] * 2  # on a CPU
+    assert {float(row["loss"]) < 10.82 for row in rows} == {True}  # ln 50257 = 10.825
+
+
+def test_records_are_compared_row_by_row(tmp_path, measured, capsys):
+    paths = [tmp_path / f"{name}.json" for name in ("old", "new")]
+    for path in paths:
+        assert measured("scaling", *TINY, "--json", str(path))
+    new = record.load(paths[1])
+    assert new["part"] == "scaling"
+    assert new["rows"]["as it is"]["first step, s"] is None  # it was not measured
+    new["rows"]["as it is"]["tokens/s"] *= 3
+    record.save(paths[1], {**new, "device": "another"})
+    bench.main(["compare", *map(str, paths)])
+    printed = capsys.readouterr().out
+    assert "device: cpu (as configured), float32 (as configured) -> another\n" in printed
+    factors = {row[""]: row["new / old"] for row in rows_of(printed)}
+    assert factors.pop("as it is, tokens/s") == "3.00"
+    assert set(factors.values()) == {"1.00"}
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '{"rows": [1]}', '{"rows": {"a": 1}}', "\0"])
+def test_a_file_that_is_no_record_is_refused(tmp_path, text):
+    path = tmp_path / "old.json"
+    path.write_text(text)
+    with pytest.raises(DataError, match="not a record of a benchmark"):
+        record.load(path)
+
+
+def test_gpu_goes_on_after_parts_that_fail_or_take_too_long(tmp_path, monkeypatch, capsys):
+    parts = {"Slow": ("loss --only ^ours$", 600), "Wrong": ("train --only (", 600)}
+    monkeypatch.setattr(gpu, "TESTS", {"Tests": ("-m pytest --version", 600)})
+    monkeypatch.setattr(gpu, "PARTS", parts)
+    bench.main(["gpu", *TINY, "--json", str(tmp_path / "gpu.json")])
+    results = json.loads((tmp_path / "gpu.json").read_text())["parts"]
+    assert [result["ending"] for result in results.values()] == ["exit 0", "exit 0", "exit 2"]
+    assert results["Slow"]["rows"]["ours"]["tokens/s"] > 0
+    text = (tmp_path / "gpu.md").read_text()
+    assert "| ours " in text
+    assert "is no regular expression" in text
+    assert text in capsys.readouterr().out
+    stopped = gpu.run_part(["-m", "timeit", "import time; time.sleep(600)"], 1.0)
+    assert stopped["ending"] == "killed: it took too long"
+
+
+@pytest.mark.slow
+def test_gpu_measures_every_part_with_small_sizes(tmp_path, capsys):
+    bench.main(["gpu", *TINY, "--vocab-size=50257", "--json", str(tmp_path / "gpu.json")])
+    results = json.loads((tmp_path / "gpu.json").read_text())["parts"]
+    assert {result["ending"] for result in results.values()} == {"exit 0"}
+    assert all(results[title]["rows"] for title in gpu.PARTS)
+
+
+def test_gpu_fits_into_twelve_minutes_and_needs_a_gpu(monkeypatch):
+    seconds = [seconds for _, seconds in [*gpu.TESTS.values(), *gpu.PARTS.values()]]
+    assert sum(seconds) + gpu.GRACE_SECONDS * len(gpu.PARTS) <= 12 * 60
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="no GPU here"):
+        bench.main(["gpu"])
 
 
 def test_batches_are_the_same_for_all_and_hold_only_tokens_in_use():

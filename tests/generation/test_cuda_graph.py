@@ -13,8 +13,7 @@ from model import Transformer
 
 PROMPTS = [[3], [1, 2, 3, 4, 5], [9, 8], [7, 7, 7]]
 BATCHES = [PROMPTS[:3], [[3]], [[5], [6]]]  # single tokens are replayed from the first on
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-DEVICES = ["cpu", pytest.param("cuda", marks=needs_gpu)]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
 class Recording(TorchDispatchMode):
@@ -121,7 +120,7 @@ def test_steps_that_cannot_be_recorded_run_as_they_are_with_one_warning(monkeypa
     assert printed.err.count("\n") == 1
 
 
-@needs_gpu
+@pytest.mark.gpu
 @torch.inference_mode()
 def test_a_recorded_step_reads_its_inputs_anew_and_writes_over_its_result():
     x = torch.ones(3, device="cuda")
