@@ -1,12 +1,9 @@
-"""From tokens to numbered batches: the split, windows, batch number i."""
+"""From tokens to windows: the split, the dataset, the loader."""
 
 from collections.abc import Sequence
-from functools import cached_property, lru_cache
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -43,6 +40,7 @@ class GPTDatasetV1(Dataset):
 
     Window i starts at token `range(0, len(ids) - max_length, stride)[i]`; the targets are the
     inputs one token later. A text needs a tokenizer with tiktoken's `encode`, of any vocabulary.
+    Of an array, or what is sliced like one, nothing is read before a window is asked for.
     """
 
     def __init__(
@@ -54,8 +52,10 @@ class GPTDatasetV1(Dataset):
         if isinstance(txt, str):
             txt = tokenizer.encode(txt, allowed_special={END_OF_TEXT})
             txt = np.array(txt, dtype=np.uint16 if max(txt, default=0) < 1 << 16 else np.uint32)
-        ids = txt.numpy(force=True) if isinstance(txt, Tensor) else np.asarray(txt)
-        if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+        if isinstance(txt, Tensor):
+            txt = txt.numpy(force=True)
+        ids = txt if hasattr(txt, "dtype") else np.asarray(txt)
+        if ids.ndim != 1 or (len(ids) and ids.dtype.kind not in "iu"):
             kind = f"{ids.dtype} of shape {ids.shape}"
             raise DataError(
                 f"txt is neither a text nor ids ({kind}): give a string or a row of ids"
@@ -67,22 +67,19 @@ class GPTDatasetV1(Dataset):
             )
         self.ids, self.max_length, self.stride = ids, max_length, stride
 
-    @cached_property
-    def windows(self) -> np.ndarray:
-        """Views of the ids, (N, max_length + 1): nothing is copied before a batch is made."""
-        return sliding_window_view(self.ids, self.max_length + 1)[:: self.stride]
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What travels to a worker of a DataLoader: the ids, not each window written out."""
-        return {name: value for name, value in vars(self).items() if name != "windows"}
+    @property
+    def starts(self) -> range:
+        """Of each window its first token."""
+        return range(0, len(self.ids) - self.max_length, self.stride)
 
     def __len__(self) -> int:
-        return len(self.windows)
+        return len(self.starts)
 
-    def __getitem__(self, index: int | np.ndarray) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of one window (T,) or of an array of them (B, T)."""
-        window = torch.from_numpy(self.windows[index].astype(np.int64))
-        return window[..., :-1], window[..., 1:]
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        start = self.starts[index]
+        window = self.ids[start : start + self.max_length + 1]
+        window = torch.from_numpy(np.array(window, dtype=np.int64))
+        return window[:-1], window[1:]
 
 
 def create_dataloader_v1(
@@ -102,31 +99,3 @@ def create_dataloader_v1(
             "lower batch_size, max_length or stride, add text, or set drop_last=False"
         )
     return DataLoader(dataset, batch_size, shuffle, drop_last=drop_last, num_workers=num_workers)
-
-
-class Batches:
-    """Batch i of a run, a pure function of (seed, i): each epoch shows every window once.
-
-    The last batch of an epoch holds what is left over, at least one window.
-    """
-
-    def __init__(self, dataset: GPTDatasetV1, batch_size: int, *, seed: int) -> None:
-        self.dataset = dataset
-        self.batch_size = batch_size
-        self.seed = seed
-        self.num_per_epoch = -(-len(dataset) // batch_size)
-
-    def window_indices(self, i: int) -> np.ndarray:
-        """Which windows batch i shows, (B,)."""
-        epoch, position = divmod(i, self.num_per_epoch)
-        order = epoch_order(self.seed, epoch, len(self.dataset))
-        return order[position * self.batch_size : (position + 1) * self.batch_size]
-
-    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
-        return self.dataset[self.window_indices(i)]
-
-
-@lru_cache(maxsize=1)
-def epoch_order(seed: int, epoch: int, num_windows: int) -> np.ndarray:
-    """The order of the windows in an epoch, a permutation drawn from (seed, epoch)."""
-    return np.random.default_rng([seed, epoch]).permutation(num_windows)

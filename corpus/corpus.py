@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from corpus.order import NOW, Batches
 from corpus.text import chosen_text, why_chosen
 from corpus.token_cache import load_tokens
 from corpus.vocabulary import Vocabulary
-from data import Batches, GPTDatasetV1, split_at_document
+from data import GPTDatasetV1, split_at_document
 from system.files import as_path
 from tokenizer import END_OF_TEXT_ID, GPT2Tokenizer
 
@@ -44,8 +45,13 @@ class Corpus:
         return "\n          ".join(lines)
 
 
-def read_corpus(config: dict[str, Any], tokenizer: GPT2Tokenizer, *, share_rows: bool) -> Corpus:
-    """The corpus that the config asks for; `share_rows` allows a vocabulary that shares a row."""
+def read_corpus(
+    config: dict[str, Any], tokenizer: GPT2Tokenizer, *, share_rows: bool, order: str = NOW
+) -> Corpus:
+    """The corpus that the config asks for; `share_rows` allows a vocabulary that shares a row.
+
+    The `order` of the batches is the one that a run began with.
+    """
     path = chosen_text(config["data"])
     text = load_tokens(
         path,
@@ -66,6 +72,7 @@ def read_corpus(config: dict[str, Any], tokenizer: GPT2Tokenizer, *, share_rows:
             GPTDatasetV1(train_ids, None, seq_len, config["stride"]),
             config["batch_size"] * config["grad_accum_steps"],
             seed=config["seed"],
+            order=order,
         ),
         vocabulary=choose_vocabulary(train_ids, tokenizer.encoding.n_vocab, share_rows=share_rows),
         val_ids=torch.from_numpy(val_ids),

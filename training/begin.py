@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from corpus.corpus import Corpus, read_corpus
+from corpus.order import EARLIER, NOW
 from corpus.vocabulary import Vocabulary
 from model import Transformer
 from storage import checkpoint, run_folder
@@ -44,7 +45,10 @@ def begin(wanted: Wanted) -> Run:
     config = start.config
     tune_process()
     machine = Machine.choose(config["device"], config["precision"])
-    corpus = read_corpus(config, GPT2Tokenizer(), share_rows=config["share_unused_tokens"])
+    order = start.state.get("order", EARLIER) if start.path else NOW
+    corpus = read_corpus(
+        config, GPT2Tokenizer(), share_rows=config["share_unused_tokens"], order=order
+    )
     if start.path:
         check_same_order(start, corpus)
     capacity.check(config, corpus, machine, run_id=start.state.get("run_id"))

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from corpus.order import EARLIER, ORDERS
 from reports.history import History
 from storage import checkpoint, run_folder
 from system.errors import CheckpointError
@@ -31,6 +32,7 @@ def model_state(run: Run) -> dict[str, Any]:
         "run_id": run.id,
         "script_config": run.script,
         "text_sha256": run.corpus.text_sha256,
+        "order": run.corpus.batches.order,
         "tokenizer_sha256": TABLE_SHA256,
         "history": run.history.state_dict(),
     }
@@ -121,6 +123,10 @@ def check_complete(path: Path, state: dict[str, Any]) -> None:
         raise CheckpointError(
             f"not a checkpoint to resume ({path} lacks {', '.join(missing)}): "
             "name one called model_checkpoint_step_X.pt"
+        )
+    if state.get("order", EARLIER) not in ORDERS:
+        raise CheckpointError(
+            f"an unknown order of batches ({path}: {state['order']!r}): update this program"
         )
 
 

@@ -1,7 +1,6 @@
-"""The split, the windows and their batches are those of the book and of their definitions."""
+"""The split and the windows are those of the book and of their definitions."""
 
 import inspect
-import pickle
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from data import Batches, GPTDatasetV1, create_dataloader_v1, split_at_document
+from data import GPTDatasetV1, create_dataloader_v1, split_at_document
 from system.errors import DataError
 from tokenizer import END_OF_TEXT, END_OF_TEXT_ID
 
@@ -72,17 +71,27 @@ def test_windows_start_where_the_book_starts_them(ids, length, stride, collect):
         assert targets.tolist() == ids[start + 1 : start + length + 1]
 
 
-def test_windows_are_views_and_not_copies():
-    ids = np.arange(99, dtype=np.uint16)
-    assert np.shares_memory(GPTDatasetV1(ids, None, 7, 3).windows, ids)
+def test_an_array_is_read_window_by_window():
+    class Mapped:  # as much of an array as a map of a large file has
+        ndim, dtype = 1, np.dtype(np.uint16)
+
+        def __len__(self):
+            return 10**13
+
+        def __getitem__(self, wanted):
+            return np.arange(wanted.start, wanted.stop) % 50_000
+
+    dataset = GPTDatasetV1(Mapped(), None, 7, 3)
+    assert len(dataset) == -(-(10**13 - 7) // 3)
+    start = 3 * (len(dataset) - 1)
+    assert dataset[-1][1].tolist() == [n % 50_000 for n in range(start + 1, start + 8)]
 
 
-def test_dataset_travels_to_a_worker_as_its_ids():
-    dataset = GPTDatasetV1(np.arange(5000, dtype=np.uint16)[1000:], None, 256, 1)
-    assert dataset.windows.nbytes > 1_000_000
-    sent = pickle.dumps(dataset)
-    assert len(sent) < 8000 + 500
-    assert np.array_equal(pickle.loads(sent).windows, dataset.windows)
+def test_a_dataset_has_an_end():
+    dataset = GPTDatasetV1(np.arange(30), None, 7, 3)
+    assert dataset[-1][0].tolist() == dataset[len(dataset) - 1][0].tolist()
+    with pytest.raises(IndexError):
+        dataset[len(dataset)]
 
 
 def test_dataset_of_a_text_is_the_dataset_of_its_ids(tokenizer):
@@ -132,7 +141,8 @@ def test_signatures_are_those_of_the_book():
 def test_dataloader_gives_all_windows_shuffled_or_in_order(tokenizer, drop_last):
     dataset = GPTDatasetV1(STORIES, tokenizer, 8, 5)
     options = {"batch_size": 4, "max_length": 8, "stride": 5, "drop_last": drop_last}
-    expected = dataset.windows[: len(dataset) // 4 * 4 if drop_last else None, :-1].tolist()
+    expected = [inputs.tolist() for inputs, _ in dataset]
+    del expected[len(dataset) // 4 * 4 if drop_last else len(dataset) :]
     assert len(dataset) % 4
     in_order = create_dataloader_v1(STORIES, shuffle=False, **options)
     assert torch.cat([inputs for inputs, _ in in_order]).tolist() == expected
@@ -154,54 +164,3 @@ def test_loader_without_a_batch_is_an_error_with_the_numbers():
 def test_windows_have_a_length_and_a_distance(max_length, stride):
     with pytest.raises(DataError, match=f"max_length={max_length}, stride={stride}"):
         GPTDatasetV1(range(10), None, max_length, stride)
-
-
-# batches
-
-
-def batches_of(num_windows, batch_size, *, seed=3):
-    """Batches of windows whose first token is their number."""
-    return Batches(GPTDatasetV1(np.arange(num_windows + 2), None, 2, 1), batch_size, seed=seed)
-
-
-def order_of(batches, epoch=0):
-    numbers = range(epoch * batches.num_per_epoch, (epoch + 1) * batches.num_per_epoch)
-    return [row[0] for i in numbers for row in batches[i][0].tolist()]
-
-
-@given(st.integers(1, 30), st.integers(1, 12))
-def test_each_epoch_shows_every_window_once_and_the_rest_in_a_last_batch(num_windows, batch_size):
-    batches = batches_of(num_windows, batch_size)
-    for epoch in range(3):
-        assert sorted(order_of(batches, epoch)) == list(range(num_windows))
-        assert order_of(batches, epoch) == order_of(batches_of(num_windows, 7), epoch)
-    sizes = [len(batches[i][0]) for i in range(batches.num_per_epoch)]
-    assert sizes[:-1] == [batch_size] * (len(sizes) - 1)
-    assert sizes[-1] == num_windows - batch_size * (len(sizes) - 1) > 0
-
-
-def test_batch_is_a_function_of_seed_and_number_and_leaves_random_states_alone():
-    expected = [batches_of(11, 4)[i][0].tolist() for i in range(9)]
-    other, batches = batches_of(11, 4, seed=8), batches_of(11, 4)
-    torch.manual_seed(1)
-    state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].tolist()
-    for i in [8, 0, 3, 3, 7, 1]:
-        other[i]
-        assert batches[i][0].tolist() == expected[i]
-    assert torch.equal(torch.get_rng_state(), state)
-    assert np.random.get_state()[1].tolist() == numpy_state
-
-
-def test_orders_of_seeds_and_epochs_differ():
-    orders = [
-        order_of(batches_of(29, 4, seed=seed), epoch) for seed in range(4) for epoch in (0, 1)
-    ]
-    assert len(set(map(tuple, orders))) == len(orders)
-
-
-def test_batch_holds_the_rows_of_the_dataset():
-    batches = batches_of(11, 4)
-    inputs, targets = batches[1]
-    items = [batches.dataset[index] for index in batches.window_indices(1)]
-    assert torch.equal(inputs, torch.stack([item[0] for item in items]))
-    assert torch.equal(targets, torch.stack([item[1] for item in items]))

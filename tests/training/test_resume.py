@@ -83,18 +83,28 @@ def test_a_named_checkpoint_goes_on_in_its_own_folder(monkeypatch):
     assert not list(HERE.glob("*.pt"))
 
 
-def test_a_checkpoint_of_an_earlier_version_goes_on(place, monkeypatch):
-    expected = fingerprint(train_quickly())
-    prepare(place / "earlier")
-    stop_before(monkeypatch, 7)
+def test_a_checkpoint_of_an_earlier_version_goes_on_in_its_order(place, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(begin, "NOW", "drawn")
+        expected = fingerprint(train_quickly())
+        prepare(place / "earlier")
+        stop_before(monkeypatch, 7)
     path = checkpoint.step_path(HERE, 7)
     state = torch.load(path, weights_only=True)
-    del state["script_config"], state["optimizer_groups"]
+    del state["script_config"], state["optimizer_groups"], state["order"]
     del state["history"]["num_tokens"], state["history"]["learning_rates"]
     for key in ("data", "optimizer", "use_pretrained", "model_name"):
         del state["config"][key]
     checkpoint.save(path, state)
     assert fingerprint(train_quickly(resume=True)) == expected
+
+
+def test_an_order_of_a_later_version_is_refused(monkeypatch):
+    stop_before(monkeypatch, 5)
+    path = checkpoint.step_path(HERE, 5)
+    checkpoint.save(path, {**checkpoint.load(path), "order": "another"})
+    with pytest.raises(CheckpointError, match=r"unknown order of batches \(.*: 'another'\)"):
+        train_quickly(resume=True)
 
 
 def test_what_changed_on_purpose_is_printed_as_old_and_new(capsys, monkeypatch):
