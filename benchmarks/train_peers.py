@@ -13,8 +13,9 @@ from torch.nn import functional as F
 from torch.optim import AdamW, Optimizer
 
 from benchmarks.turns import Steps, Task
+from corpus.order import Batches
 from corpus.text import PROJECT
-from data import Batches, GPTDatasetV1
+from data import GPTDatasetV1
 from model import Transformer, build_transformer
 from system.machine import Machine, tune_process
 from tokenizer import GPT2Tokenizer
