@@ -74,10 +74,9 @@ def train(task: Task) -> Rows:
     results = take_turns(contestants)
     rows = compared(results, OURS, column="ours is faster (full, shared)")
     floor_rates = {r.task.flops: r.gflops for r in results if r.name.startswith(FLOOR)}
-    highest = max(floor_rates.values(), default=float("nan"))
-    for result in results:
-        share = result.gflops / floor_rates.get(result.task.flops, highest)
-        rows[result.name]["of products alone"] = share
+    for result in results if floor_rates else []:
+        floor_rate = floor_rates.get(result.task.flops, max(floor_rates.values()))
+        rows[result.name]["of products alone"] = result.gflops / floor_rate
     return rows
 
 
@@ -152,6 +151,7 @@ def scaling(task: Task) -> Rows:
 def generate(task: Task) -> Rows:
     """Tokens a second, 128 new ones a prompt: ours and every engine that is installed."""
     rows: Rows = {}
+    task = replace(task, max_seconds=task.max_seconds / len(CASES))
     for batch_size, prompt_tokens in CASES:
         case = replace(task, batch_size=batch_size, prompt_tokens=prompt_tokens, **WRITING)
         writers = [

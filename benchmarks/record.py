@@ -1,7 +1,6 @@
 """What was measured, as a table for people and as JSON for the next time."""
 
 import json
-import math
 import os
 import platform
 import re
@@ -41,9 +40,7 @@ def table(rows: Rows, *, corner: str = "") -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def shown(value: float | list[float] | None, column: str) -> str:
-    if value is None:  # JSON has no nan
-        return "-"
+def shown(value: float | list[float], column: str) -> str:
     form = FORMATS.get(column, ",.0f")
     if isinstance(value, list):
         return ("-" if column == "middle half" else ", ").join(f"{part:{form}}" for part in value)
@@ -69,21 +66,11 @@ def conditions(task: Task, packages: dict[str, str]) -> dict[str, Any]:
 
 
 def save(path: Path, record: dict[str, Any]) -> None:
-    """A record as JSON, where a number that does not exist is null."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(inner) for key, inner in value.items()}
-        if isinstance(value, list):
-            return [plain(inner) for inner in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    text = json.dumps(plain(record), indent=1, allow_nan=False)
+    text = json.dumps(record, indent=1, allow_nan=False)
     write_durably(path, lambda file: file.write(f"{text}\n".encode()))
 
 
 def load(path: Path) -> dict[str, Any]:
-    """What `save` wrote."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         for numbers in record["rows"].values():

@@ -20,7 +20,7 @@ from model import Transformer, build_transformer
 from system.machine import Machine, tune_process
 from tokenizer import GPT2Tokenizer
 from training.learner import Learner
-from training.loss import ALIGNED_ROWS, NextTokenLoss
+from training.loss import ALIGNED_ROWS, CHUNK_SIZE, NextTokenLoss
 from training.optim import BETAS
 from training.settings import DEFAULTS
 from weights import huggingface_weights
@@ -145,7 +145,7 @@ def loss_alone(task: Task, machine: Machine, *, loss_of: LossOf) -> Steps:
 
 
 def our_loss(
-    model: Transformer, inputs: Tensor, targets: Tensor, chunk_size: int | None = None
+    model: Transformer, inputs: Tensor, targets: Tensor, chunk_size: int = CHUNK_SIZE
 ) -> Tensor:
     return NextTokenLoss(model, chunk_size=chunk_size)(inputs, targets)
 
