@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from generation.comparison import Reference, compare_settings, plot_comparison
+from generation.decoding import window_start
 from generation.generator import TextGenerator
 from generation.options import OPTIONS, TALK, flag
 from generation.row import Row, printable
@@ -57,8 +58,9 @@ def notice_long(generator: TextGenerator, prompts: Sequence[str]) -> None:
     seq_len = generator.model.seq_len
     for prompt in prompts:
         num_tokens = len(generator.tokenizer.encode(prompt))
-        if num_tokens > seq_len:
-            note(f"notice: the prompt has {num_tokens} tokens, the model reads the last {seq_len}")
+        if start := window_start(num_tokens, seq_len):
+            read = f"the model reads the last {num_tokens - start}"
+            note(f"notice: the prompt has {num_tokens} tokens, {read}")
 
 
 def converse(generator: TextGenerator, settings: Settings) -> None:

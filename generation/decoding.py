@@ -19,12 +19,22 @@ from model import Transformer, evaluation_mode
 REPLAYING = {"cuda"}  # devices that can record a step
 
 
+def window_start(num_tokens: int, seq_len: int) -> int:
+    """Where the window of so many tokens begins: 0 while they fit into the context.
+
+    Learned positions cannot slide, so each move means reading again. The window moves by a quarter
+    of the context at once: it always shows the last three quarters, and where it stands depends on
+    the length of the text alone. That a cache is used, and what is beside it, changes no text.
+    """
+    stride = -(-seq_len // 4)
+    return -(-max(0, num_tokens - seq_len) // stride) * stride
+
+
 class Context:
     """What the model has read of B rows: `logits()` of what comes next, `append` to go on.
 
-    The model sees the last `seq_len` tokens of a row. While they fit, each new token is computed
-    alone, from the cache. Learned positions cannot slide, so the window of a longer row is read
-    anew each time, as is that of a variant whose attention the cache does not compute. Ids from
+    The model sees each row from its `window_start`. Inside a window each new token is computed
+    alone, from the cache, except in a variant whose attention the cache does not compute. Ids from
     `vocab_size` on are no tokens, though the model may have rows for them, and are never chosen.
     """
 
@@ -50,16 +60,16 @@ class Context:
 
     def logits(self) -> Tensor:
         """Of the next token of each row, (B, V); the next call may overwrite them."""
-        lengths = [len(row) for row in self.rows]
-        known = self.cache.lengths if self.cache else None
-        is_one_token_new = known == [length - 1 for length in lengths]
+        windows = [row[window_start(len(row), self.model.seq_len) :] for row in self.rows]
         # a caller who trains the model between two steps still has dropout there
         is_training = any(module.training for module in self._modules)
         with evaluation_mode(self.model) if is_training else nullcontext():
-            if max(lengths) <= self.model.seq_len and is_one_token_new:
-                logits = self.read_one([row[-1] for row in self.rows])
+            if self.cache:
+                self._catch_up(windows)
+                logits = self.read_one([window[-1] for window in windows])
             else:
-                logits = self.model.head(self._read_windows())
+                ends = range(len(windows)), [len(window) - 1 for window in windows]
+                logits = self.model.head(self.model.hidden_states(self._padded(windows))[ends])
         return logits[:, : self.vocab_size]
 
     def append(self, tokens: Sequence[int]) -> None:
@@ -78,17 +88,23 @@ class Context:
         latest = torch.tensor(tokens, device=self.model.device)[:, None]
         return self.model.head(self.model.hidden_states(latest, self.cache)[:, 0])
 
-    def _read_windows(self) -> Tensor:
-        """Final states (B, C) of the last token of each row, after reading its window anew."""
-        windows = [torch.tensor(row[-self.model.seq_len :]) for row in self.rows]
-        lengths = [len(window) for window in windows]
-        tokens = pad_sequence(windows, batch_first=True).to(self.model.device)
-        if self.cache:
-            self.cache.lengths = [0] * len(windows)
-        hidden = self.model.hidden_states(tokens, self.cache)
-        if self.cache:
-            self.cache.lengths = lengths
-        return hidden[range(len(windows)), [length - 1 for length in lengths]]
+    def _catch_up(self, windows: Sequence[list[int]]) -> None:
+        """Reads what the cache lacks: of new rows and of moved windows, all but the last token."""
+        known = self.cache.lengths
+        behind = [row for row, window in enumerate(windows) if known[row] != len(window) - 1]
+        starts = [windows[row][:-1] for row in behind]
+        if any(starts):
+            tokens = self._padded(starts)
+            part = KeyValueCache(self.model, len(starts), tokens.size(1))
+            self.model.hidden_states(tokens, part)
+            self.cache.memory[:, :, behind, :, : tokens.size(1)] = part.memory
+        for row, start in zip(behind, starts, strict=True):
+            known[row] = len(start)
+
+    def _padded(self, rows: Sequence[list[int]]) -> Tensor:
+        """(B, T), zeros at the ends of shorter rows."""
+        tensors = [torch.tensor(row, dtype=torch.int64) for row in rows]
+        return pad_sequence(tensors, batch_first=True).to(self.model.device)
 
 
 def continue_rows(

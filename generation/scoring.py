@@ -1,11 +1,14 @@
 """How likely a model finds a text."""
 
 from collections.abc import Sequence
+from functools import partial
+from itertools import groupby
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from generation.decoding import window_start
 from model import Transformer, evaluation_mode
 
 ROWS_AT_ONCE = 128  # of logits, 50,257 numbers each
@@ -15,20 +18,16 @@ ROWS_AT_ONCE = 128  # of logits, 50,257 numbers each
 def log_probabilities(model: Transformer, ids: Sequence[int]) -> Tensor:
     """Of ids[1:], each from what precedes it: (N - 1,) float32.
 
-    Beyond the context, windows overlap by half, so a token has at least that much before it.
+    Beyond the context that is the window from which the model would have written the token.
     """
-    ids = torch.tensor(ids, device=model.device)
-    overlap = max(1, model.seq_len // 2)
-    known, losses = 1, [torch.zeros(0)]  # ids[:known] have been predicted, or are the start
+    ids, logs = torch.tensor(ids, device=model.device), [torch.zeros(0)]
+    begin = partial(window_start, seq_len=model.seq_len)
     with evaluation_mode(model):
-        while known < len(ids):
-            start = max(0, known - overlap)
-            window = ids[start : start + model.seq_len + 1]
-            hidden = model.hidden_states(window[None, :-1])[0, known - start - 1 :]
-            targets = ids[known : start + len(window)]
-            for at in range(0, len(targets), ROWS_AT_ONCE):
-                part = slice(at, at + ROWS_AT_ONCE)
-                logits = model.head(hidden[part]).float()
-                losses.append(F.cross_entropy(logits, targets[part], reduction="none").cpu())
-            known = start + len(window)
-    return -torch.cat(losses)
+        for start, lengths in groupby(range(1, len(ids)), begin):  # of what precedes a token
+            wanted = [*lengths]
+            hidden = model.hidden_states(ids[None, start : wanted[-1]])[0, wanted[0] - start - 1 :]
+            parts = hidden.split(ROWS_AT_ONCE), ids[wanted].split(ROWS_AT_ONCE)
+            for states, targets in zip(*parts, strict=True):
+                logits = model.head(states).float()
+                logs.append(-F.cross_entropy(logits, targets, reduction="none").cpu())
+    return torch.cat(logs)

@@ -32,8 +32,15 @@ def clear_model() -> Transformer:
 
 @torch.no_grad()
 def naive_logits(model: Transformer, ids: Sequence[int]) -> torch.Tensor:
-    """Of the next token, without a cache."""
-    return model(torch.tensor([ids[-T:]], device=model.device))[0, -1]
+    """Of the next token, without a cache, from what the model sees of the text."""
+    return model(torch.tensor([seen(ids)], device=model.device))[0, -1]
+
+
+def seen(ids: Sequence[int]) -> Sequence[int]:
+    """Its window, which drops the first two of T = 7 tokens whenever it has grown too long."""
+    while len(ids) > T:
+        ids = ids[2:]
+    return ids
 
 
 def check_logits(context: Context) -> None:

@@ -1,6 +1,5 @@
 """The numbers beside texts: each against a naive count, and the recommendation."""
 
-import math
 import re
 
 import numpy as np
@@ -10,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
-from tiny_model import T
+from tiny_model import T, naive_logits
 
 from generation import comparison as comparison_module
+from generation import scoring
 from generation.comparison import (
     COLUMNS,
     HUMAN,
@@ -54,18 +54,16 @@ def test_the_longest_copy_is_the_longest_common_passage(texts, source, start):
 
 @torch.no_grad()
 @pytest.mark.parametrize("num_ids", [1, 2, T, T + 1, T + 2, 3 * T])
-def test_every_token_of_a_long_text_is_predicted_once_from_enough_before_it(generator, num_ids):
+def test_every_token_of_a_long_text_is_predicted_from_what_its_writer_would_see(
+    generator, num_ids, monkeypatch
+):
+    monkeypatch.setattr(scoring, "ROWS_AT_ONCE", 3)
     ids = torch.arange(num_ids).tolist()
-    logs = log_probabilities(generator.model, ids)
-    assert len(logs) == num_ids - 1
-    for i, value in enumerate(logs.tolist(), start=1):
-        shortest = i if num_ids <= T + 1 else min(i, T // 2)
-        contexts = [ids[i - length : i] for length in range(shortest, min(i, T) + 1)]
-        possible = [
-            generator.model(torch.tensor([context]))[0, -1].log_softmax(-1)[ids[i]].item()
-            for context in contexts
-        ]
-        assert any(math.isclose(value, other, rel_tol=1e-5, abs_tol=1e-6) for other in possible)
+    expected = torch.zeros(num_ids - 1)
+    for n in range(1, num_ids):
+        expected[n - 1] = naive_logits(generator.model, ids[:n]).log_softmax(-1)[ids[n]]
+    result = log_probabilities(generator.model, ids)
+    torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-6)  # float32
 
 
 def compared(noise: float, **settings: list[float]) -> Comparison:
