@@ -1,5 +1,6 @@
 """What a run reads: numbered training batches and validation tokens, made from the text found."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from corpus.baselines import baselines
+from corpus.notes import remembered
 from corpus.order import NOW, Batches
 from corpus.text import chosen_text, why_chosen
 from corpus.token_cache import load_tokens
@@ -30,6 +33,19 @@ class Corpus:
     vocabulary: Vocabulary
     val_ids: Tensor  # (N,) int64
     num_val_bytes: int  # of the text that val_ids[1:] stand for
+    cache_folders: list[Path]  # where notes about the text may be kept
+
+    @property
+    def key(self) -> str:
+        """Names the text and its parts."""
+        val_sha256 = hashlib.sha256(self.val_ids.numpy().tobytes()).hexdigest()
+        return f"{self.text_sha256} {len(self.train_ids)} {val_sha256}"
+
+    def baselines(self) -> dict[str, float]:
+        """Bits a byte of predictors without a network, noted beside the tokens."""
+        paths = [folder / "baselines.json" for folder in self.cache_folders]
+        parts = self.train_ids, self.val_ids.numpy()
+        return remembered(paths, self.key, lambda: baselines(*parts, GPT2Tokenizer()))
 
     def __str__(self) -> str:
         is_here = self.path.is_relative_to(Path.cwd())
@@ -53,10 +69,11 @@ def read_corpus(
     The `order` of the batches is the one that a run began with.
     """
     path = chosen_text(config["data"])
+    parents = [path.parent, as_path(config["output_dir"])]
     text = load_tokens(
         path,
         tokenizer,
-        cache_parents=[path.parent, as_path(config["output_dir"])],
+        cache_parents=parents,
         replace_invalid=config["replace_invalid_utf8"],
     )
     seq_len = config["seq_len"]
@@ -77,6 +94,7 @@ def read_corpus(
         vocabulary=choose_vocabulary(train_ids, tokenizer.encoding.n_vocab, share_rows=share_rows),
         val_ids=torch.from_numpy(val_ids),
         num_val_bytes=len(tokenizer.encoding.decode_bytes(val_ids[1:].tolist())),
+        cache_folders=[parent / ".tokens" for parent in parents],
     )
 
 

@@ -46,6 +46,8 @@ class History:
     learning_rates: list[float] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
     num_skipped: int = 0  # updates left out because a float16 gradient overflowed
+    # Bits a byte of what needs no network, as far as they are known; a file has no need of them.
+    baselines: dict[str, float] = field(default_factory=dict, compare=False)
 
     def add(self, record: UpdateRecord) -> None:
         self.train_losses.append(record.loss)
@@ -68,9 +70,11 @@ class History:
         since = self.evaluations[-2].step if len(self.evaluations) > 1 else 0
         losses = self.train_losses[since:]
         train_loss = f"{np.mean(losses):.3f}" if losses else "  -  "
+        others = ", ".join(f"{name} {bits:.2f}" for name, bits in self.baselines.items())
         return (
             f"step {latest.step:>6,}  train {train_loss}  val {latest.loss:.3f}  "
             f"ppl {latest.perplexity:,.1f}  bits/byte {latest.bits_per_byte:.3f}"
+            + (f" ({others})" if others else "")
             + (f"  {self.num_skipped} skipped" if self.num_skipped else "")
         )
 

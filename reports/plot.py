@@ -31,6 +31,7 @@ def plot_history(path: Path, history: History) -> None:
     losses.plot(tokens[steps], means, lw=1, label="training")
     points = [(evaluation.tokens_seen, evaluation.loss) for evaluation in history.evaluations]
     losses.plot(*zip(*points, strict=True), "o-", ms=4, label="validation")
+    add_baselines(losses, history)
     losses.set(ylabel="loss (nats per token)", title="Training and validation loss")
     losses.grid(alpha=0.3)
     losses.legend()
@@ -41,6 +42,15 @@ def plot_history(path: Path, history: History) -> None:
     rates.grid(alpha=0.3)
     rates.xaxis.set_major_formatter(EngFormatter(sep=""))
     write_durably(path, lambda file: figure.savefig(file, format="png", dpi=120))
+
+
+def add_baselines(losses: Any, history: History) -> None:
+    """A line at each baseline, as the loss that so many bits a byte are of this text."""
+    first = history.evaluations[0]  # its loss is far from 0
+    for number, (name, bits) in enumerate(history.baselines.items()):
+        height = bits * first.loss / first.bits_per_byte
+        label = f"{name}, {bits:.2f} bits a byte"
+        losses.axhline(height, ls=":", lw=1, color=f"C{number + 2}", label=label)
 
 
 def add_perplexity_axis(losses: Any) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from corpus.baselines import in_background
 from corpus.corpus import Corpus
 from generation.comparison import Reference, compare_settings, plot_comparison
 from generation.fast_weights import prepared
@@ -29,6 +30,7 @@ from training.learner import Learner
 from training.optim import OPTIMIZERS
 from training.schedule import learning_rate_at
 
+BASELINES_SECONDS = 1.0  # that a report waits for them: on a large text the first has none
 SAMPLING = {**SAMPLE, "seed": 0}  # samples differ by the model alone
 
 
@@ -53,6 +55,7 @@ class Run:
         self.step = 0
         self.saved_step = 0  # there is nothing to save of step 0
         self.history = History()
+        self.baselines = in_background(corpus.baselines)
         self.recent: deque[UpdateRecord] = deque(maxlen=50)
         self.pace = ""
         self.sinks = {  # all that shows the run, each by the name of what would be missing
@@ -151,6 +154,7 @@ class Run:
 
     def report(self, sample: str) -> None:
         """Hands the latest evaluation to everything that shows it; none of them stops training."""
+        self.history.baselines = self.baselines(BASELINES_SECONDS)
         for name, show in self.sinks.items():
             with only_warn(f"no {name}"):
                 show(self.history, self.pace, sample)

@@ -52,6 +52,13 @@ def test_a_report_averages_the_training_losses_since_the_evaluation_before():
     assert "train 2.500  val 3.000  ppl 20.1  bits/byte 1.000" in report
 
 
+def test_baselines_stand_beside_the_bits_a_byte_but_in_no_file():
+    history = history_of([3.0])
+    history.baselines = {"bigram": 1.561, "xz": 1.997}
+    assert "bits/byte 1.000 (bigram 1.56, xz 2.00)" in history.report()
+    assert History.from_state_dict(history.state_dict()).baselines == {}
+
+
 def test_a_history_of_an_earlier_version_has_neither_tokens_nor_rates():
     state = history_of([3.0], train_losses=[1.0, 2.0]).state_dict()
     del state["num_tokens"], state["learning_rates"]
@@ -140,6 +147,15 @@ def test_the_plot_has_both_losses_perplexity_and_the_learning_rate(tmp_path, dra
     assert perplexity.get_ylim() == pytest.approx([math.exp(loss) for loss in losses.get_ylim()])
     labels = [label.get_text() for label in perplexity.yaxis.get_ticklabels()]
     assert {"50", "100"} <= set(labels)  # exp(3) = 20, exp(5) = 148
+
+
+def test_a_baseline_is_drawn_at_the_loss_of_its_bits_a_byte(tmp_path, drawn):
+    history = history_of([6.0, 0.0], train_losses=[1.0] * 20)  # a byte is a third of a token's nats
+    history.baselines = {"xz": 1.5}
+    plot(tmp_path, history)
+    *_, line = drawn[0].axes[0].get_lines()
+    assert set(line.get_ydata()) == {4.5}
+    assert line.get_label() == "xz, 1.50 bits a byte"
 
 
 @pytest.mark.parametrize(("losses", "train_losses"), [([10.8], []), ([10, math.inf], [1.0] * 20)])

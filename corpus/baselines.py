@@ -1,0 +1,101 @@
+"""What predictors without a network make of the validation text: a scale for a model's bits a byte.
+
+V tokens of the vocabulary, N of a text. Counting uses interpolated Witten-Bell smoothing, which has
+nothing to tune (Witten and Bell 1991; Chen and Goodman 1998, section 2.6): where h was followed by
+n tokens of t kinds, c of them w, p(w | h) = (c + t p(w)) / (n + t). For p(w) itself h is empty, and
+each token has p = 1 / V before anything is counted.
+"""
+
+import lzma
+from collections.abc import Callable
+from threading import Thread
+from typing import Any
+
+import numpy as np
+
+from tokenizer import GPT2Tokenizer
+
+MAX_COUNTED = 1 << 22  # tokens of the training part, so that a text of any size costs a second
+MAX_COMPRESSED = 1 << 23  # bytes of its end: xz takes half a second for each million
+NUM_BLOCKS = 64
+
+
+def baselines(
+    train_ids: np.ndarray, val_ids: np.ndarray, tokenizer: GPT2Tokenizer
+) -> dict[str, float]:
+    """Bits a byte of val_ids[1:] by name: "unigram", "bigram" and "xz".
+
+    The first two know the counts of the training part, xz -9 its end. Each reads the validation
+    text from its first token on, as a model does.
+    """
+    encoding = tokenizer.encoding
+    num_bytes = len(encoding.decode_bytes(val_ids[1:].tolist()))
+    train = spread_sample(train_ids, MAX_COUNTED).astype(np.int64)
+    val = val_ids.astype(np.int64)
+    alone = unigram(train, encoding.n_vocab)
+    bits = {
+        "unigram": -np.log2(alone[val[1:]]).sum(),
+        "bigram": -np.log2(bigram(train, val, alone)).sum(),
+        "xz": 8
+        * num_added_bytes(
+            encoding.decode_bytes(train_ids[-MAX_COUNTED:].tolist())[-MAX_COMPRESSED:],
+            encoding.decode_bytes(val_ids.tolist()),
+        ),
+    }
+    return {name: float(total) / num_bytes for name, total in bits.items()}
+
+
+def spread_sample(ids: np.ndarray, most: int) -> np.ndarray:
+    """All of the ids, or so many of them in blocks that lie evenly over the text."""
+    if len(ids) <= most:
+        return ids[:]
+    size = most // NUM_BLOCKS
+    starts = np.linspace(0, len(ids) - size, NUM_BLOCKS).astype(np.int64)
+    return np.concatenate([ids[start : start + size] for start in starts])
+
+
+def unigram(train: np.ndarray, full_size: int) -> np.ndarray:
+    """p(w) of each token, (V,)."""
+    counts = np.bincount(train, minlength=full_size)
+    num_kinds = np.count_nonzero(counts)
+    return (counts + num_kinds / full_size) / (len(train) + num_kinds)
+
+
+def bigram(train: np.ndarray, val: np.ndarray, alone: np.ndarray) -> np.ndarray:
+    """p(w | h) of each token of `val` (N,) after the one before it, (N - 1,)."""
+    V = len(alone)
+    pairs, counts = np.unique(train[:-1] * V + train[1:], return_counts=True)
+    num_after, num_kinds = (
+        np.bincount(train[:-1], minlength=V),
+        np.bincount(pairs // V, minlength=V),
+    )
+    h, w = val[:-1], val[1:]
+    place = np.searchsorted(pairs, h * V + w).clip(max=len(pairs) - 1)
+    count = np.where(pairs[place] == h * V + w, counts[place], 0)
+    seen = (count + num_kinds[h] * alone[w]) / (num_after[h] + num_kinds[h]).clip(min=1)
+    return np.where(num_after[h] > 0, seen, alone[w])
+
+
+def num_added_bytes(before: bytes, text: bytes) -> int:
+    """Bytes by which the file that xz -9 makes grows when the text follows what comes before."""
+    return compressed_size(before + text) - compressed_size(before)
+
+
+def compressed_size(raw: bytes) -> int:
+    """Size of the raw bytes as xz -9 writes them; its window is made as small as they are."""
+    window = max(4096, min(1 << 26, len(raw)))  # saves memory and changes no size
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": window}]
+    return len(lzma.compress(raw, filters=filters))
+
+
+def in_background(compute: Callable[[], dict[str, Any]]) -> Callable[[float], dict[str, Any]]:
+    """Starts to compute; the result, when asked with the seconds to wait for it, {} before."""
+    results: list[dict[str, Any]] = []
+    thread = Thread(target=lambda: results.append(compute()), daemon=True)  # no exit waits for it
+    thread.start()
+
+    def result(seconds: float) -> dict[str, Any]:
+        thread.join(seconds)
+        return results[0] if results else {}
+
+    return result
