@@ -41,6 +41,17 @@ def text_pieces(blocks: Iterable[str]) -> Iterator[Piece]:
         yield Piece(pending, False)
 
 
+def pieces_of(text: str, *, ends_document: bool) -> Iterator[Piece]:
+    """The pieces of a whole document, in which a separator is ordinary text."""
+    start = 0
+    while len(text) - start > MAX_PIECE_CHARS:
+        part = text[start : start + MAX_PIECE_CHARS]
+        cut = cut_of(part)
+        yield Piece(part[:cut], False)
+        start += cut
+    yield Piece(text[start:] if start else text, ends_document)
+
+
 def cut_of(text: str) -> int:
     """Where to cut a long text: the last place where no token can span the cut.
 

@@ -1,54 +1,49 @@
-"""What `data` names, found and resolved, and its text in pieces of bounded size."""
+"""What `data` names, and its text in pieces of bounded size."""
 
+import io
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from corpus.pieces import Piece, text_pieces
-from corpus.text import chosen_text, decoded, why_chosen
+from corpus.forms import Rules
+from corpus.listing import Listing, Named, files_of
+from corpus.pieces import Piece
+from corpus.reading import Opened, pieces_in, tolerated
+from corpus.text import BLOCK_BYTES, why_chosen
 from system.errors import DataError
-
-Named = str | Path | Sequence[str | Path]
-
-
-@dataclass(frozen=True)
-class Rules:
-    """How the text of a source is read."""
-
-    field: str  # of a record, that holds its text
-    skips: bool  # what cannot be read is counted and left out
-    replace_invalid: bool  # bytes that are no text are U+FFFD
 
 
 class Sources:
     """Files to read in order; a document is a file's text, or what `<|endoftext|>` separates there.
 
-    Between two files is a separator, unless the first one ends with its own.
+    In JSON, CSV and Parquet a document is a record. Between two files is a separator, unless the
+    first one ends with its own.
     """
 
-    def __init__(self, paths: Sequence[Path], why: str, rules: Rules) -> None:
-        self.paths, self.why, self.rules = paths, why, rules
-        self.found: dict[str, Any] = {}
-        self._identity = [[os.fspath(path.absolute()), *_stamp(path)] for path in paths]
+    def __init__(self, listing: Listing, why: str, rules: Rules) -> None:
+        self.paths, self.why = listing.paths, why
+        self._listing, self._rules = listing, rules
+        self._stamps = [_stamp(path) for path in listing.paths]
+
+    @property
+    def found(self) -> dict[str, Any]:
+        """What was found in the text, in plain types; complete when the last piece has come."""
+        return self._rules.found
 
     def identity(self) -> list[list[Any]]:
         """[path, bytes, mtime, ctime (ns), inode] of each file when the sources were opened."""
-        return self._identity
+        paths = [os.fspath(path.absolute()) for path in self.paths]
+        return [[path, *stamp] for path, stamp in zip(paths, self._stamps, strict=True)]
 
     @property
     def num_bytes(self) -> int:
-        """Of the files as they lie on the disk."""
-        return sum(size for _, size, *_ in self._identity)
+        """Of the files as they lie on the disk; `found["num_read"]` grows to it."""
+        return sum(size for size, *_ in self._stamps)
 
     def pieces(self) -> Iterator[Piece]:
-        """The text; `found` says what it was when the last piece has come.
-
-        Each call reads anew. DataError says what is wrong with a file and where.
-        """
-        self.found = {"files": 0, "bytes": self.num_bytes, "num_read": 0, "documents": 0}
-        self.found |= {"replaced": 0}
+        """The text, read anew by each call. DataError says what is wrong with a file and where."""
+        self._begin()
         held = None
         for piece, is_first_of_file in self._pieces_of_files():
             if held is not None:
@@ -56,45 +51,69 @@ class Sources:
                 self.found["documents"] += held.ends_document
                 yield held
             held = piece
-        if held is not None:
-            self.found["documents"] += 1
-            yield held
+        if held is None:
+            counts = (
+                f"{len(self.paths)} files, of which {self.found['no_text']} pictures and the like"
+            )
+            seen = "; ".join([counts, f"{self.found['hidden']} hidden", *self.found["faults"]])
+            raise DataError(f"no text in {self._listing.name} ({seen}): put some there")
+        self.found["documents"] += 1
+        yield held
+
+    def _begin(self) -> None:
+        self.found.update(files=0, bytes=self.num_bytes, num_read=0, documents=0, replaced=0)
+        self.found.update(forms={}, encodings={}, skipped=0, faults=[])
+        self.found.update(hidden=self._listing.num_hidden, no_text=self._listing.num_special)
+        for fault in self._listing.faults:
+            self._rules.refuse(fault)
 
     def _pieces_of_files(self) -> Iterator[tuple[Piece, bool]]:
-        for path, stamp in zip(self.paths, self._identity, strict=True):
-            for number, piece in enumerate(self._pieces_of(path, stamp[1:])):
-                yield piece, number == 0
-
-    def _pieces_of(self, path: Path, stamp: list[int]) -> Iterator[Piece]:
-        changed = DataError(f"the text changed while it was read ({path}): start again")
-        start = self.found["num_read"]
-        with path.open("rb") as file:
-            if _stamp(file.fileno()) != stamp:
-                raise changed
-            blocks = decoded(file, str(path), replace_invalid=self.rules.replace_invalid)
-            yield from text_pieces(self._noticed(blocks, file, start, stamp[0], changed))
-            if _stamp(file.fileno()) != stamp:
-                raise changed
-        self.found["files"] += 1
-
-    def _noticed(
-        self, blocks: Iterator[tuple[str, int]], file: BinaryIO, start: int, size: int, changed
-    ) -> Iterator[str]:
-        for text, num_replaced in blocks:
-            self.found["replaced"] += num_replaced
-            self.found["num_read"] = start + file.tell()
-            if file.tell() > size:
-                raise changed
-            yield text
+        for path, stamp in zip(self.paths, self._stamps, strict=True):
+            num_read = self.found["num_read"]
+            opened = Opened(str(path), stamp[0], is_named=path in self._listing.named)
+            with (
+                _Watched(path, stamp, self.found) as raw,
+                io.BufferedReader(raw, BLOCK_BYTES) as file,
+            ):
+                raw.check()
+                yield from tolerated(pieces_in(file, opened, self._rules), str(path), self._rules)
+                raw.check()
+            self.found["num_read"] = num_read + stamp[0]
 
 
 def open_sources(
     data: Named, *, field: str = "text", errors: str = "stop", replace_invalid: bool = False
 ) -> Sources:
-    """The sources that `data` names; for "" the first of TEXT_NAMES beside train.py."""
-    rules = Rules(field, errors == "skip", replace_invalid)
-    path = chosen_text(data)
-    return Sources([path], why_chosen(path, data), rules)
+    """The sources that `data` names; for "" the first of TEXT_NAMES beside train.py.
+
+    `field` holds a record's text. With errors="skip" what cannot be read is left out and counted.
+    """
+    listing = files_of(data)
+    if listing.faults and errors != "skip":
+        raise listing.faults[0]
+    why = why_chosen(listing.paths[0], "") if data == "" else "given as data"
+    return Sources(listing, why, Rules(field, errors == "skip", replace_invalid))
+
+
+class _Watched(io.FileIO):
+    """A file that is to stay as it is while it is read; `found` says how far reading has come."""
+
+    def __init__(self, path: Path, stamp: list[int], found: dict[str, Any]) -> None:
+        super().__init__(path)
+        self._stamp, self._found, self._before = stamp, found, found["num_read"]
+        self._changed = DataError(f"the text changed while it was read ({path}): start again")
+
+    def check(self) -> None:
+        if _stamp(self.fileno()) != self._stamp:
+            raise self._changed
+
+    def readinto(self, buffer: Any) -> int:
+        count = super().readinto(buffer)
+        position = self.tell()
+        if position > self._stamp[0]:  # it grows, perhaps faster than it is read
+            raise self._changed
+        self._found["num_read"] = self._before + position
+        return count
 
 
 def _stamp(file: Path | int) -> list[int]:

@@ -31,15 +31,21 @@ BYTE_ORDER_MARKS = {
 }
 INVALID = "\ud800"  # stands for bytes that no encoding allows: no valid text holds half a pair
 BAD = re.compile(f"([\0{INVALID}])")
+NUL = "NUL, as in binary data or in UTF-16 without its byte order mark"
+REPAIR = "repair it, or set replace_invalid_utf8 to read it as U+FFFD"
 BINARY_SIGNATURES = {
     b"PK\x03\x04": "a zip archive",
+    b"PK\x05\x06": "a zip archive",  # an empty one
     b"\x1f\x8b": "a gzip archive",
     b"\x28\xb5\x2f\xfd": "a zstd archive",
-    b"BZh91AY&SY": "a bzip2 archive",
+    b"\x50\x2a\x4d\x18": "a zstd archive",  # that begins with a frame to skip
+    **{b"BZh%d1AY&SY" % level: "a bzip2 archive" for level in range(1, 10)},
     b"\xfd7zXZ": "an xz archive",
     b"7z\xbc\xaf": "a 7z archive",
     b"\x89PNG": "a PNG picture",
     b"\xff\xd8\xff": "a JPEG picture",
+    b"GIF87a": "a GIF picture",
+    b"GIF89a": "a GIF picture",
     b"%PDF-": "a PDF document",
     b"PAR1\x15": "a Parquet table",
     codecs.BOM_UTF32_LE: "UTF-32",
@@ -120,34 +126,51 @@ def decode_text(raw: bytes, name: str, *, replace_invalid: bool = False) -> str:
     return "".join(text for text, _ in blocks)
 
 
-def decoded(file: BinaryIO, name: str, *, replace_invalid: bool) -> Iterator[tuple[str, int]]:
-    """The file's text in blocks, and how many characters of each stand for invalid bytes or NUL."""
+def decoded(
+    file: BinaryIO, name: str, *, replace_invalid: bool = False, keep_invalid: bool = False
+) -> Iterator[tuple[str, int]]:
+    """The file's text in blocks, and how many characters of each stand for invalid bytes or NUL.
+
+    With `keep_invalid` these are INVALID and NUL, for the caller to judge.
+    """
     head = file.read(SIGNATURE_BYTES)
-    for signature, kind in BINARY_SIGNATURES.items():
-        if head.startswith(signature):
-            raise DataError(f"not a text ({name} looks like {kind}): give plain UTF-8")
-    mark = next(filter(head.startswith, BYTE_ORDER_MARKS))
-    encoding = BYTE_ORDER_MARKS[mark]
-    file.seek(len(mark))
+    if kind := binary_kind(head):
+        raise DataError(f"not a text ({name} looks like {kind}): give plain UTF-8")
+    mark, encoding = encoding_of(head)
     codecs.register_error("mark_invalid", lambda error: (INVALID, error.end))
     decoder = codecs.getincrementaldecoder(encoding)("mark_invalid")
     line_ends = io.IncrementalNewlineDecoder(None, translate=True)
-    line = 1
-    for block in chain(iter(lambda: file.read(BLOCK_BYTES), b""), [b""]):  # so that it can finish
-        start = file.tell() - len(block) - len(decoder.getstate()[0])
+    line, num_bytes = 1, len(mark)
+    blocks = chain([head[len(mark) :]], iter(lambda: file.read(BLOCK_BYTES), b""))
+    for block in chain(filter(None, blocks), [b""]):  # the last, so that it can finish
+        start = num_bytes - len(decoder.getstate()[0])
+        num_bytes += len(block)
         text = decoder.decode(block, final=not block)
         num_bad = text.count(INVALID) + text.count("\0")
-        if num_bad and not replace_invalid:
+        if num_bad and not (replace_invalid or keep_invalid):
             valid, bad, _ = BAD.split(text, maxsplit=1)
             offset = start + len(valid.encode(encoding))
             line += line_ends.decode(valid, final=True).count("\n")
-            nul = "NUL, as in binary data or in UTF-16 without its byte order mark"
-            cause = f"invalid {encoding}" if bad == INVALID else nul
-            raise DataError(
-                f"{cause} ({name}, byte {offset}, line {line}): "
-                "repair it, or set replace_invalid_utf8 to read it as U+FFFD"
-            )
-        text = BAD.sub("\ufffd", text) if num_bad else text
+            cause = f"invalid {encoding}" if bad == INVALID else NUL
+            raise DataError(f"{cause} ({name}, byte {offset}, line {line}): {REPAIR}")
+        text = BAD.sub("\ufffd", text) if num_bad and not keep_invalid else text
         text = line_ends.decode(text, final=not block)
         line += text.count("\n")
         yield text, num_bad
+
+
+def marked(raw: bytes) -> str:
+    """The text of UTF-8 bytes; what is none is INVALID."""
+    codecs.register_error("mark_invalid", lambda error: (INVALID, error.end))
+    return raw.decode("utf-8", "mark_invalid")
+
+
+def encoding_of(head: bytes) -> tuple[bytes, str]:
+    """The byte order mark that a text begins with, if any, and the encoding that follows."""
+    mark = next(filter(head.startswith, BYTE_ORDER_MARKS))
+    return mark, BYTE_ORDER_MARKS[mark]
+
+
+def binary_kind(head: bytes) -> str | None:
+    """What the first SIGNATURE_BYTES of a file say it is, if that is no text."""
+    return next((kind for mark, kind in BINARY_SIGNATURES.items() if head.startswith(mark)), None)

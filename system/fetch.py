@@ -30,7 +30,7 @@ ENOUGH_BYTES = 1_000_000
 BACKOFF_SECONDS = 0.5  # doubles with each failure in a row
 MAX_RETRY_AFTER_SECONDS = 60.0
 MAX_REDIRECTS = 5
-MAX_UNKNOWN_BYTES = 16_000_000  # for a file of unknown size
+MAX_UNKNOWN_BYTES = 16_000_000
 CHUNK_BYTES = 1 << 16
 PAGE_OR_GZIP = re.compile(rb"(?:\xef\xbb\xbf)?\s*<[!?a-zA-Z]|\x1f\x8b")
 
@@ -41,6 +41,8 @@ class RemoteFile(NamedTuple):
     size: int | None = None
     sha256: str | None = None
     is_confirmed: bool = True
+    max_bytes: int = MAX_UNKNOWN_BYTES  # for a file of unknown size
+    refused: re.Pattern[bytes] = PAGE_OR_GZIP  # at its beginning, for a file of unknown size
 
 
 class _RefusedError(Exception):
@@ -77,7 +79,7 @@ def fault_of(path: str | Path, file: RemoteFile) -> str | None:
         return f"{_size(path)} bytes instead of {file.size}"
     digest = hashlib.sha256()
     with path.open("rb") as opened:
-        if file.size is None and PAGE_OR_GZIP.match(opened.peek(64)):
+        if file.size is None and file.refused.match(opened.peek(64)):
             return "a web page or gzip data"
         while file.sha256 and (chunk := opened.read(CHUNK_BYTES)):
             digest.update(chunk)
@@ -185,8 +187,8 @@ def _extent(response: requests.Response, part: Path, file: RemoteFile) -> tuple[
             raise _BrokenError(f"HTTP {status} for another range than asked for")
     if total is None:
         raise _RefusedError("the size is neither known nor stated")
-    if not (file.size or 0) <= total <= (file.size or MAX_UNKNOWN_BYTES):
-        raise _RefusedError(f"{total} bytes instead of {file.size or MAX_UNKNOWN_BYTES} at most")
+    if not (file.size or 0) <= total <= (file.size or file.max_bytes):
+        raise _RefusedError(f"{total} bytes instead of {file.size or file.max_bytes} at most")
     return start, total
 
 

@@ -230,6 +230,7 @@ SAMPLES = {
     "a 7z archive": bytes.fromhex("377abcaf271c0004"),
     "a PNG picture": bytes.fromhex("89504e470d0a1a0a0000000d49484452"),
     "a JPEG picture": bytes.fromhex("ffd8ffe000104a464946"),
+    "a GIF picture": b"GIF89a",
     "a PDF document": b"%PDF-1.7\n",
     "a Parquet table": b"PAR1\x15\x04",
     "UTF-32": "Once".encode("utf-32"),
