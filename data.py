@@ -99,3 +99,10 @@ def create_dataloader_v1(
             "lower batch_size, max_length or stride, add text, or set drop_last=False"
         )
     return DataLoader(dataset, batch_size, shuffle, drop_last=drop_last, num_workers=num_workers)
+
+
+if __name__ == "__main__":
+    from corpus.command import main
+    from system.process import run_command
+
+    run_command(main)

@@ -51,8 +51,15 @@ def imported_modules(nodes: Iterable[ast.AST]) -> set[str]:
     return names
 
 
+def is_main_guard(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'"
+
+
 def imports_of_ours(name: str) -> set[str]:
-    return imported_modules(ast.walk(TREES[name])) & PATHS.keys()
+    """What a module needs of ours; what it needs when it is run as a command does not count."""
+    nodes = [node for node in TREES[name].body if not is_main_guard(node)]
+    inner = [child for node in nodes for child in ast.walk(node)]
+    return imported_modules(inner) & PATHS.keys()
 
 
 def functions() -> dict[str, ast.FunctionDef]:
