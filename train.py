@@ -13,10 +13,12 @@ from tqdm import tqdm
 
 from system.files import make_folder, only_writer, sweep_parts
 from system.process import Stopped, StopSignals, log, run_command
+from training.parallel import Alone, joined
 from training.wanted import options_from, wanted
 
 if TYPE_CHECKING:
     from training.run import Run
+    from training.team import Team
 
 USE_PRETRAINED = False  # True fine-tunes the official GPT-2 named below
 MODEL_NAME = "gpt2-small (124M)"  # or gpt2-medium (355M), gpt2-large (774M), gpt2-xl (1558M)
@@ -62,6 +64,7 @@ config = {
     "allow_other_text": False,  # True resumes on another text, moments anew
     # the machine
     "device": "auto",  # auto, cpu, mps, cuda or cuda:N
+    "parallel": "ddp",  # with torchrun: ddp copies the model, fsdp spreads it
     "precision": "auto",  # auto, float32, bfloat16 or float16
     "compile": "auto",  # on, off or auto: on with CUDA, where it pays
 }
@@ -69,21 +72,29 @@ config = {
 
 def train(config: dict[str, Any], options: dict[str, Any] | None = None) -> Path:
     """Trains as the config and the `options` beside it say; returns the final model's path."""
+    with joined() as team:
+        return train_in(team, config, options or {})
+
+
+def train_in(team: "Alone | Team", config: dict[str, Any], options: dict[str, Any]) -> Path:
+    """Trains with all the processes of the team."""
     start = time.monotonic()
     constants = {"use_pretrained": USE_PRETRAINED, "model_name": MODEL_NAME}
-    asked = wanted({**constants, **config}, options or {})
+    asked = wanted({**constants, **config}, options)
     make_folder(asked.folder)
-    with only_writer(asked.folder), StopSignals() as signals:
+    with team.by_first(only_writer(asked.folder)), StopSignals(team.agree) as signals:
         from training import begin, store  # bring torch, which --help need not wait for
 
         sweep_parts(asked.folder)
-        run = begin.begin(asked)
+        run = begin.begin(asked, team)
         signals.hold()
         try:
             train_to_the_end(run, signals)
         except Stopped as stopped:
             raise Stopped(stopped.number, store.leave(run)) from None
         path = store.save_final(run)
+        team.part()
+        signals.part()
         with signals.interruptible():
             run.compare_strategies(path)
         log(last_line(run, path, minutes=(time.monotonic() - start) / 60))
@@ -130,7 +141,8 @@ def last_line(run: "Run", path: Path, *, minutes: float) -> str:
 
 
 def main() -> None:
-    train(config, options_from(sys.argv[1:], config))
+    with joined() as team:
+        train_in(team, config, options_from(sys.argv[1:], config))
 
 
 if __name__ == "__main__":

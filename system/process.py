@@ -27,7 +27,7 @@ class Stopped(BaseException):
 
     def __init__(self, number: int, advice: str = "") -> None:
         super().__init__(f"by {STOP_SIGNALS[number]}{advice}")
-        self.number = number
+        self.number, self.is_held = number, bool(advice)  # held: left in order
         self.exit_code = exit_code_after(number)
 
 
@@ -38,10 +38,14 @@ class StopSignals:
     in order, and at any time inside `interruptible()`, where nothing is recorded. The second
     signal ends the process at once, or at a prompt only the call. Python gives signals to the main
     thread alone: in another one nothing is installed, and the work goes on undisturbed.
+
+    Several processes hold signals until all `check()`: `agree` makes of the number that each of
+    them has received, 0 for none, the one that all of them raise.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, agree: Callable[[int], int] | None = None) -> None:
         self._received: int | None = None
+        self._agree = agree
         self._is_held = False
 
     def __enter__(self) -> "StopSignals":
@@ -62,15 +66,21 @@ class StopSignals:
 
     def check(self) -> None:
         """Raises Stopped if a signal has arrived."""
-        if self._received is not None:
-            raise Stopped(self._received)
+        number = self._agree(self._received or 0) if self._agree else self._received
+        if number:
+            raise Stopped(number)
+
+    def part(self) -> None:
+        """From now on this process works by itself."""
+        self._agree = None
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
         """Inside, a signal raises Stopped at once: measuring leaves nothing half done."""
-        was_held, self._is_held = self._is_held, False
+        was_held, self._is_held = self._is_held, self._agree is not None
         try:
-            self.check()
+            if not self._is_held:
+                self.check()
             yield
         finally:
             self._is_held = was_held
@@ -115,8 +125,14 @@ def run_command(main: Callable[[], None]) -> None:
             raise
         if os.environ.get("TRACEBACK") == "1":
             traceback.print_exc()
-        print(f"{'stopped' if code > 128 else 'error'}: {describe(error)}", file=sys.stderr)
+        print(last_words(error), file=sys.stderr)
         sys.exit(code)
+
+
+def last_words(error: BaseException) -> str:
+    """The line that a command ends with."""
+    kind = "stopped" if (exit_code_of(error) or 0) > 128 else "error"
+    return f"{kind}: {describe(error)}"
 
 
 def exit_code_of(error: BaseException) -> int | None:

@@ -1,12 +1,13 @@
 """How a run begins: afresh, from published weights, or from a checkpoint; what may have changed."""
 
+import hashlib
 import shlex
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -16,15 +17,21 @@ from corpus.order import EARLIER, NOW
 from corpus.vocabulary import Vocabulary
 from model import Transformer
 from storage import checkpoint, run_folder
-from system.errors import CheckpointError, ConfigError, DataError
+from system.errors import CheckpointError, ConfigError, DataError, ProcessesError
 from system.machine import Machine, tune_process
 from system.process import log, warn
 from tokenizer import TABLE_SHA256, GPT2Tokenizer
 from training import capacity, store
 from training.learner import Learner
+from training.parallel import ALONE, Alone
 from training.run import Run
 from training.settings import FIXED, FREE, KEYS, ORDERED
 from training.wanted import Wanted, check, shown
+
+if TYPE_CHECKING:
+    from training.team import Team
+
+PLACES = {"data", "weights_path", "output_dir"}  # may be elsewhere on each machine
 
 
 @dataclass(frozen=True)
@@ -39,21 +46,24 @@ class Start:
     reordered: str = ""  # changes after which a step shows other windows
 
 
-def begin(wanted: Wanted) -> Run:
+def begin(wanted: Wanted, team: "Alone | Team" = ALONE) -> Run:
     """A run that is ready for its next update; what it consists of is said line by line."""
     start = resumed(wanted) if wanted.config["resume"] else started(wanted)
     config = start.config
     tune_process()
-    machine = Machine.choose(config["device"], config["precision"])
+    machine = chosen_machine(config, team)
     order = start.state.get("order", EARLIER) if start.path else NOW
     corpus = read_corpus(
         config, GPT2Tokenizer(), share_rows=config["share_unused_tokens"], order=order
     )
     if start.path:
         check_same_order(start, corpus)
-    capacity.check(config, corpus, machine, run_id=start.state.get("run_id"))
+    check_same(team, facts_of(start, corpus))
+    if team.is_first:
+        capacity.check(config, corpus, machine, run_id=start.state.get("run_id"))
     model = start.build_model(corpus.vocabulary, machine)
-    learner = Learner(model, machine, config, num_shared=corpus.vocabulary.num_shared)
+    num_shared = corpus.vocabulary.num_shared
+    learner = Learner(model, machine, config, num_shared=num_shared, team=team)
     run = Run(config, {**wanted.script, "resume": False}, corpus, learner)
     log(run.describe())
     if start.path:
@@ -65,12 +75,55 @@ def begin(wanted: Wanted) -> Run:
                 f"{run.num_steps} steps (num_epochs x batches): try {run.num_steps // 10}"
             )
         make_way(run)
-    run_folder.claim(run.folder, run.id)
+    if team.is_first:
+        run_folder.claim(run.folder, run.id)
     return run
+
+
+def chosen_machine(config: dict[str, Any], team: "Alone | Team") -> Machine:
+    """The device of this process, and the precision that the first process has chosen."""
+    device = team.start(config["device"])
+    machine = Machine.choose(device, config["precision"])
+    precision = team.gather(str(machine.dtype).removeprefix("torch."))[0]
+    is_same = str(machine.dtype).endswith(precision)
+    return machine if is_same else Machine.choose(device, precision)
+
+
+def facts_of(start: Start, corpus: Corpus) -> dict[str, Any]:
+    """What all processes must have in common: where one has another, their sums mean nothing."""
+    config = {key: value for key, value in start.config.items() if key not in PLACES}
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.parent.glob("*/*.py")):
+        digest.update(path.read_bytes())
+    return {
+        **config,
+        "text": corpus.text_sha256[:12],
+        "code": digest.hexdigest()[:12],
+        "torch": str(torch.__version__),
+        "checkpoint": [start.state.get("run_id"), start.state.get("step")],
+    }
+
+
+def check_same(team: "Alone | Team", facts: dict[str, Any]) -> None:
+    """ProcessesError with all that a process has otherwise than the first one."""
+    first, *others = team.gather(facts)
+    problems = [
+        f"{key} is {shown(other.get(key))} in process {rank}, {shown(first.get(key))} in process 0"
+        for rank, other in enumerate(others, 1)
+        for key in first | other
+        if first.get(key) != other.get(key)
+    ]
+    if problems:
+        raise ProcessesError(
+            f"the processes differ ({'; '.join(problems[:5])}): start all of them with the same "
+            "command, code and files"
+        )
 
 
 def make_way(run: Run) -> None:
     """Moves what an earlier run has left out of the new run's folder, and says where it is."""
+    if not run.team.is_first:
+        return
     unfinished = run_folder.unfinished(run.folder)
     aside = run_folder.set_aside(run.folder, run.id)
     if aside:
@@ -187,12 +240,12 @@ def go_on(run: Run, start: Start) -> None:
     log(f"resumed   {path} at step {run.step:,} of {run.num_steps:,}")
     if run.is_over():
         log("          that is the end: raise num_epochs to train on")
+    run.id = run.team.gather(uuid.uuid4().hex)[0] if start.is_branch else run.id
     if start.is_branch:
         best = store.best_state(run, path.parent)
-        run.id = uuid.uuid4().hex  # what is later, or there already, is another run's
-        run.saved_step = 0  # not by this one
+        run.saved_step = 0  # what is later, or there already, is another run's
         make_way(run)
         run.report("")
-        if best:
+        if best and run.team.is_first:
             checkpoint.save(run.folder / checkpoint.BEST_NAME, {**best, "run_id": run.id})
     store.remove_old(run)  # a kill may have come before it

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,23 +12,37 @@ from model import Transformer, evaluation_mode
 from reports.history import UpdateRecord
 from system.errors import NonFiniteError
 from system.machine import Machine
+from training.engines import engine_for
 from training.loss import NextTokenLoss
 from training.optim import build_optimizer, clip_gradients, set_learning_rate
+from training.parallel import ALONE, Alone
+
+if TYPE_CHECKING:
+    from training.team import Team
 
 
 class Learner:
-    """A model with what teaches it; it knows no files, no schedule and no text."""
+    """A model with what teaches it; it knows no files, no schedule and no text.
+
+    In a team it computes its share of the rows; gradients and losses are those of all of them.
+    """
 
     def __init__(
-        self, model: Transformer, machine: Machine, config: dict[str, Any], *, num_shared: int = 1
+        self,
+        model: Transformer,
+        machine: Machine,
+        config: dict[str, Any],
+        *,
+        num_shared: int = 1,
+        team: "Alone | Team" = ALONE,
     ) -> None:
-        self.model, self.machine = model, machine
+        self.model, self.machine, self.team = model, machine, team
         self.config = config
         is_cpu = machine.device.type == "cpu"
         model.use_attention("written" if is_cpu else "torch")
         chunk_size = 1024 if is_cpu else 4096
         objective = NextTokenLoss(model, num_shared=num_shared, chunk_size=chunk_size)
-        self.objective = machine.compiled(objective, config["compile"])
+        self.engine = engine_for(team, objective, machine, config)
         self.optimizer = build_optimizer(
             model, config["optimizer"], weight_decay=config["weight_decay"]
         )
@@ -61,23 +75,42 @@ class Learner:
         )
 
     def accumulate_gradients(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Mean loss of the whole batch; its gradient is summed up micro-batch by micro-batch."""
-        micro_size = self.config["batch_size"]
+        """Mean loss of the whole batch (B, T); its gradient is summed up piece by piece."""
+        num_tokens = targets.numel() / self.team.size  # an engine takes the mean over processes
         total = torch.zeros((), device=inputs.device)
-        for x, y in zip(inputs.split(micro_size), targets.split(micro_size), strict=True):
-            with self.machine.autocast():
-                loss = self.objective(x, y, num_tokens=targets.numel())
-            self.scaler.scale(loss).backward()
+        pieces = self.pieces(inputs, targets)
+        for number, (x, y) in enumerate(pieces, 1):
+            with self.engine.piece(is_last=number == len(pieces)):
+                with self.machine.autocast():
+                    loss = self.engine.trained(x, y, num_tokens=num_tokens)
+                self.scaler.scale(loss).backward()
             total += loss.detach()
-        return total
+        self.engine.synchronise(inputs, targets)
+        return self.team.sum(total) / self.team.size
+
+    def pieces(self, inputs: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """This process's rows, few enough for the memory; the last pieces may have no rows.
+
+        For all processes have as many.
+        """
+        size = self.config["batch_size"]
+        most = -(-len(inputs) // self.team.size)  # rows of a process
+        rows = [self.team.share(tensor) for tensor in (inputs, targets)]
+        starts = range(0, most, size)
+        return [
+            tuple(tensor[start : min(start + size, most)] for tensor in rows) for start in starts
+        ]
 
     def mean_loss(self, ids: Tensor) -> float:
         """Mean next-token loss over ids (N,), in nats: all but the first are predicted once."""
         total, sizes = 0.0, (self.config["seq_len"], self.config["batch_size"])
-        with evaluation_mode(self.objective), self.machine.autocast():
-            for inputs, targets in evaluation_batches(ids, *sizes):
-                total += self.objective(inputs, targets, num_tokens=1).item()
-        return total / (len(ids) - 1)
+        batches = list(evaluation_batches(ids, *sizes))
+        own = self.team.share(batches)
+        own += [(ids[None, :0], ids[None, :0])] * (-(-len(batches) // self.team.size) - len(own))
+        with evaluation_mode(self.engine.objective), self.machine.autocast():
+            for inputs, targets in own:  # as many in each process
+                total += self.engine.objective(inputs, targets, num_tokens=1).item()
+        return self.team.sum(torch.tensor(total, dtype=torch.float64)).item() / (len(ids) - 1)
 
 
 def evaluation_batches(

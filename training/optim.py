@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from training.engines import whole
+
 BETAS = (0.9, 0.95)  # Brown et al. 2020 (GPT-3), appendix B
 
 
@@ -54,7 +56,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tenso
     As torch's clip_grad_norm_, but gradients that are small enough are not multiplied by 1.
     """
     parameters = list(parameters)
-    norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+    norm = whole(get_total_norm([p.grad for p in parameters if p.grad is not None]))
     if not norm.is_cpu or norm > max_norm:  # elsewhere, asking would wait for the device
         clip_grads_with_norm_(parameters, max_norm, norm)
     return norm

@@ -46,12 +46,12 @@ class Run:
     ) -> None:
         self.config = {**config, "resume": False}  # how it was started is no property of the run
         self.script = script  # the dict of train.py as it was at the start
-        self.corpus, self.learner = corpus, learner
+        self.corpus, self.learner, self.team = corpus, learner, learner.team
         self.folder = Path(config["output_dir"])
         self.tokenizer = GPT2Tokenizer()
         self.num_steps = config["num_epochs"] * corpus.batches.num_per_epoch
         self.val_rows = learner.machine.place(corpus.vocabulary.compact(corpus.val_ids))
-        self.id = uuid.uuid4().hex
+        self.id = self.team.gather(uuid.uuid4().hex)[0]
         self.step = 0
         self.saved_step = 0  # there is nothing to save of step 0
         self.history = History()
@@ -75,7 +75,7 @@ class Run:
         num_moments = OPTIMIZERS[self.config["optimizer"]].num_moments
         batches = self.corpus.batches
         return (
-            f"device    {self.learner.machine}\n{self.corpus}\n"
+            f"device    {self.team}{self.learner.machine}\n{self.corpus}\n"
             f"model     {total:,} parameters (embedding and head {table:,}, positions "
             f"{positions:,}, blocks {total - table - positions:,}): {4e-6 * total:,.0f} MB, "
             f"{4e-6 * (2 + num_moments) * total:,.0f} MB with gradients and moments\n"
@@ -135,9 +135,10 @@ class Run:
     def measure(self) -> tuple[float, str]:
         """The validation loss in nats a token, and a sample of what the model writes by now."""
         loss, length = self.learner.mean_loss(self.val_rows), self.config["sample_tokens"]
-        if not length:
+        weights = self.full_weights() if length else {}
+        if not (weights and self.team.is_first):
             return loss, ""
-        state = {"config": self.config, "model_state_dict": self.full_weights()}
+        state = {"config": self.config, "model_state_dict": weights}
         writer = TextGenerator(checkpoint.model_from(state), self.tokenizer)
         return loss, writer.generate(self.config["sample_prompt"], length, **SAMPLING)
 
@@ -154,6 +155,8 @@ class Run:
 
     def report(self, sample: str) -> None:
         """Hands the latest evaluation to everything that shows it; none of them stops training."""
+        if not self.team.is_first:
+            return
         self.history.baselines = self.baselines(BASELINES_SECONDS)
         for name, show in self.sinks.items():
             with only_warn(f"no {name}"):
@@ -161,14 +164,14 @@ class Run:
 
     def full_weights(self) -> dict[str, Tensor]:
         """The model's weights with a row for every token of the vocabulary."""
-        weights = self.learner.model.state_dict()
+        weights = self.learner.engine.weights()
         table = self.corpus.vocabulary.expand(weights[checkpoint.EMBEDDING])
         return {**weights, checkpoint.EMBEDDING: table}
 
     def compare_strategies(self, path: Path) -> None:
         """Shows what each way of sampling makes of the final model, beside held-out text."""
         prompt, length = self.config["sample_prompt"], self.config["sample_tokens"]
-        if length:
+        if length and self.team.is_first:
             model = prepared(checkpoint.load_model(path), device=self.learner.machine.device)
             comparison = compare_settings(
                 TextGenerator(model, self.tokenizer),

@@ -102,6 +102,7 @@ DEVICE = Rule(
 OPTIMIZER = Rule(is_optimizer, "the name of an optimizer in training/optim.py")
 SCHEDULE = one_of(*SCHEDULES)
 PRECISION = one_of("auto", "float32", "bfloat16", "float16")
+PARALLEL = one_of("ddp", "fsdp")
 COMPILE = one_of("auto", "on", "off")
 OFFICIAL = one_of("gpt2-small (124M)", "gpt2-medium (355M)", "gpt2-large (774M)", "gpt2-xl (1558M)")
 
@@ -159,6 +160,7 @@ KEYS = {
     "allow_other_text": Key(False, "True resumes on another text, moments anew", SWITCH, SILENT),
     # the machine
     "device": Key("auto", "auto, cpu, mps, cuda or cuda:N", DEVICE),
+    "parallel": Key("ddp", "with torchrun: ddp copies the model, fsdp spreads it", PARALLEL),
     "precision": Key("auto", "auto, float32, bfloat16 or float16", PRECISION),
     "compile": Key("auto", "on, off or auto: on with CUDA, where it pays", COMPILE),
 }

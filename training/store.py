@@ -38,7 +38,7 @@ def model_state(run: Run) -> dict[str, Any]:
     }
 
 
-def save(run: Run) -> Path:
+def save(run: Run) -> None:
     """Writes what `restore` needs to go on from here, then drops this run's oldest files."""
     optimizer = run.learner.optimizer.state_dict()
     rest = {
@@ -49,13 +49,16 @@ def save(run: Run) -> Path:
         ],
         SCALER: run.learner.scaler.state_dict(),
     }
-    path = run_folder.save_step(run.folder, model_state(run) | rest)
+    state = model_state(run) | rest
+    if run.team.is_first:
+        run_folder.save_step(run.folder, state)
     run.saved_step = run.step
     remove_old(run)
-    return path
 
 
 def remove_old(run: Run) -> None:
+    if not run.team.is_first:
+        return
     keep = run.config["keep_checkpoints"]
     run_folder.remove_old(run.folder, run_id=run.id, step=run.step, keep=keep)
 
@@ -69,8 +72,10 @@ def try_to_save(run: Run) -> None:
 def keep_if_best(run: Run) -> None:
     """Writes the model down if its evaluation, the latest, is the best so far."""
     if run.history.best is run.history.evaluations[-1]:
+        state = model_state(run)
         with only_warn(f"no {checkpoint.BEST_NAME} of step {run.step}"):
-            checkpoint.save(run.folder / checkpoint.BEST_NAME, model_state(run))
+            if run.team.is_first:
+                checkpoint.save(run.folder / checkpoint.BEST_NAME, state)
 
 
 def leave(run: Run) -> str:
@@ -87,7 +92,9 @@ def leave(run: Run) -> str:
 def save_final(run: Run) -> Path:
     """Writes the final model: the one of the best evaluation."""
     path = run.folder / checkpoint.FINAL_NAME
-    checkpoint.save(path, final_state(run))
+    state = final_state(run)
+    if run.team.is_first:
+        checkpoint.save(path, state)
     log(f"saved     {path}\n")
     return path
 
@@ -97,8 +104,8 @@ def final_state(run: Run) -> dict[str, Any]:
     best = run.history.best
     if best.step == run.step:
         return model_state(run)
-    state = best_state(run, run.folder)
-    if state is None:
+    state = best_state(run, run.folder) if run.team.is_first else {}
+    if run.team.highest(state is None):
         warn(f"the final model is that of the last step: no {checkpoint.BEST_NAME} of this run")
         return model_state(run)
     log(f"best loss {best.loss:.3f} at step {best.step}: the final model has these weights")

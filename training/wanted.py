@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from system.command_line import Parser
-from system.errors import ConfigError, ProcessesError
+from system.errors import ConfigError
 from system.files import as_path
+from training.parallel import is_launched
 from training.settings import DEFAULTS, KEYS
 
 
@@ -59,10 +60,6 @@ class Wanted:
 
 def wanted(config: dict[str, Any], options: dict[str, Any]) -> Wanted:
     """The checked config; ConfigError with everything that is wrong with it."""
-    if (count := os.environ.get("WORLD_SIZE", "1")) != "1":  # a launcher such as torchrun
-        raise ProcessesError(
-            f"no training in several processes yet (WORLD_SIZE={count}): python train.py"
-        )
     config = {key: plain(value) for key, value in config.items()}
     check({**config, **options})
     asked = Wanted({**DEFAULTS, **config}, options)
@@ -81,6 +78,7 @@ def without_effect(config: dict[str, Any]) -> list[tuple[str, str]]:
         (is_resumed or not config["use_pretrained"], "model_name", "it needs --use_pretrained"),
         (weights, "use_pretrained", "weights_path is given: choose one"),
         (not is_resumed, "allow_other_text", "it needs --resume"),
+        (config["parallel"] == "fsdp" and not is_launched(), "parallel", "it needs torchrun"),
         (config["lr_schedule"] == "constant", "lr_min_ratio", "the rate is constant"),
     ]
     return [(key, f"has no effect: {why}") for is_useless, key, why in rows if is_useless]

@@ -3,7 +3,7 @@
 import pytest
 
 import train
-from system.errors import ConfigError, ProcessesError
+from system.errors import ConfigError
 from training.settings import DEFAULTS, KEYS
 from training.wanted import check, options_from, wanted
 
@@ -124,10 +124,3 @@ def test_a_resume_takes_the_runs_own_config_but_for_what_was_written_since():
     assert wanted(train.config, {}).resumed({"num_epochs": 2, "gone": 1}, {}) == {
         **DEFAULTS, "num_epochs": 2,
     }  # fmt: skip
-
-
-def test_one_of_several_processes_is_refused_with_its_own_code(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ProcessesError, match="WORLD_SIZE=2") as caught:
-        wanted(train.config, {})
-    assert caught.value.exit_code == 9

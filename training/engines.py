@@ -1,0 +1,96 @@
+"""How gradients and weights are spread over the processes: not at all, copied, or in parts.
+
+Pieces of a batch add to the gradients, each within `piece()`; after `synchronise()` the gradients
+are their means over the processes. Nobody waits for another process between the two, unless the
+weights themselves are spread.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from system.machine import Machine
+from training.loss import NextTokenLoss
+
+if TYPE_CHECKING:
+    from training.parallel import Alone
+    from training.team import Team
+
+
+class Whole:
+    """One process has everything."""
+
+    def __init__(self, objective: NextTokenLoss, machine: Machine, config: dict[str, Any]) -> None:
+        self.objective = self.trained = machine.compiled(objective, config["compile"])
+        self.model = objective.model
+
+    def piece(self, is_last: bool) -> AbstractContextManager:
+        """Around forward and backward of a piece."""
+        return nullcontext()
+
+    def synchronise(self, inputs: Tensor, targets: Tensor) -> None:
+        """After the last piece of an update."""
+
+    def weights(self) -> dict[str, Tensor]:
+        """The weights by name, whole; all processes have to ask."""
+        return self.model.state_dict()
+
+
+class Replicated(Whole):
+    """Every process has all the weights (DistributedDataParallel)."""
+
+    def __init__(self, objective: NextTokenLoss, machine: Machine, config: dict[str, Any]) -> None:
+        super().__init__(objective, machine, config)
+        is_cuda = machine.device.type == "cuda"
+        self.trained = nn.parallel.DistributedDataParallel(
+            self.objective,
+            device_ids=[machine.device.index] if is_cuda else None,
+            gradient_as_bucket_view=True,
+        )
+
+    def piece(self, is_last: bool) -> AbstractContextManager:
+        return self.trained.no_sync()
+
+    def synchronise(self, inputs: Tensor, targets: Tensor) -> None:
+        """Adds a piece of no rows, the only one that DDP exchanges gradients after.
+
+        So a process that runs out of memory does that before it has begun an exchange, and all
+        can go back. What that costs: the exchange does not overlap with the last backward pass.
+        """
+        self.trained(inputs[:0], targets[:0], num_tokens=1).backward()
+
+
+class Sharded(Whole):
+    """Every process has a part of each weight, gradient and moment (FSDP2)."""
+
+    def __init__(self, objective: NextTokenLoss, machine: Machine, config: dict[str, Any]) -> None:
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard  # takes a second
+
+        # Norms and the residual stream stay float32, as autocast has them: inputs are not cast.
+        policy = MixedPrecisionPolicy(param_dtype=machine.dtype, cast_forward_inputs=False)
+        for block in objective.model.blocks:
+            fully_shard(block, mp_policy=policy, reshard_after_forward=True)
+        self.objective = self.trained = fully_shard(objective)
+        self.model = objective.model
+
+    def piece(self, is_last: bool) -> AbstractContextManager:
+        self.objective.set_requires_gradient_sync(is_last)
+        return nullcontext()
+
+    def weights(self) -> dict[str, Tensor]:
+        return {name: whole(weight) for name, weight in self.model.state_dict().items()}
+
+
+def engine_for(
+    team: "Alone | Team", objective: NextTokenLoss, machine: Machine, config: dict[str, Any]
+) -> Whole:
+    """The way to train that the config asks for."""
+    if not team.is_launched:
+        return Whole(objective, machine, config)
+    return {"ddp": Replicated, "fsdp": Sharded}[config["parallel"]](objective, machine, config)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor that all processes have parts of; a whole one as it is."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
