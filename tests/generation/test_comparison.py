@@ -170,7 +170,7 @@ def test_the_picture_is_a_png_that_says_what_its_colours_are(tmp_path):
 def test_the_training_text_is_found_again_only_if_it_is_the_same(
     tokenizer, text_folder, tiny_config, capsys
 ):
-    from corpus.token_cache import file_sha256
+    from corpus.known_files import file_sha256
 
     state = {"config": tiny_config, "text_sha256": file_sha256(text_folder / "data.txt")}
     reference = find_reference(tokenizer, state)
