@@ -12,7 +12,7 @@ from torch import Tensor
 from corpus.baselines import baselines
 from corpus.notes import remembered
 from corpus.order import NOW, Batches
-from corpus.text import chosen_text, why_chosen
+from corpus.sources import open_sources
 from corpus.token_cache import load_tokens
 from corpus.vocabulary import Vocabulary
 from data import GPTDatasetV1, split_at_document
@@ -68,22 +68,18 @@ def read_corpus(
 
     The `order` of the batches is the one that a run began with.
     """
-    path = chosen_text(config["data"])
+    sources = open_sources(config["data"], replace_invalid=config["replace_invalid_utf8"])
+    path = sources.paths[0]
     parents = [path.parent, as_path(config["output_dir"])]
-    text = load_tokens(
-        path,
-        tokenizer,
-        cache_parents=parents,
-        replace_invalid=config["replace_invalid_utf8"],
-    )
+    text = load_tokens(sources, cache_parents=parents)
     seq_len = config["seq_len"]
     train_ids, val_ids = split_at_document(text.ids, config["val_fraction"], seq_len=seq_len)
     val_ids = val_ids[: config["eval_tokens"]].astype(np.int64)
     return Corpus(
         path=path,
-        why=why_chosen(path, config["data"]),
+        why=sources.why,
         text_sha256=text.text_sha256,
-        num_replaced=text.num_replaced,
+        num_replaced=text.found["replaced"],
         train_ids=train_ids,
         batches=Batches(
             GPTDatasetV1(train_ids, None, seq_len, config["stride"]),
@@ -91,14 +87,16 @@ def read_corpus(
             seed=config["seed"],
             order=order,
         ),
-        vocabulary=choose_vocabulary(train_ids, tokenizer.encoding.n_vocab, share_rows=share_rows),
+        vocabulary=choose_vocabulary(
+            text.used_before(len(train_ids)), tokenizer.encoding.n_vocab, share_rows=share_rows
+        ),
         val_ids=torch.from_numpy(val_ids),
         num_val_bytes=len(tokenizer.encoding.decode_bytes(val_ids[1:].tolist())),
         cache_folders=[parent / ".tokens" for parent in parents],
     )
 
 
-def choose_vocabulary(ids: np.ndarray, full_size: int, *, share_rows: bool) -> Vocabulary:
-    """The compact vocabulary of the ids where that saves at least half of the rows."""
-    compact = Vocabulary.of(ids, full_size, also_used=[END_OF_TEXT_ID])
+def choose_vocabulary(used: np.ndarray, full_size: int, *, share_rows: bool) -> Vocabulary:
+    """The compact vocabulary of the used tokens where that saves at least half of the rows."""
+    compact = Vocabulary.of(used, full_size, also_used=[END_OF_TEXT_ID])
     return compact if share_rows and compact.size < full_size / 2 else Vocabulary.full(full_size)

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from corpus.forms import Rules
+from corpus.forms import RECORDS, Rules
 from corpus.listing import Listing, Named, files_of
 from corpus.pieces import Piece
-from corpus.reading import Opened, pieces_in, tolerated
+from corpus.reading import Opened, form_of, pieces_in, tolerated
 from corpus.text import BLOCK_BYTES, why_chosen
 from system.errors import DataError
 
@@ -35,6 +35,12 @@ class Sources:
         """[path, bytes, mtime, ctime (ns), inode] of each file when the sources were opened."""
         paths = [os.fspath(path.absolute()) for path in self.paths]
         return [[path, *stamp] for path, stamp in zip(paths, self._stamps, strict=True)]
+
+    def recipe(self) -> list[Any]:
+        """What the ids depend on besides the content: two texts alike in both have the same."""
+        forms = [form_of(path.name, b"") for path in self.paths]
+        records = [form if form in RECORDS else "" for form in forms]
+        return [self._rules.field, self._rules.skips, self._rules.replace_invalid, records]
 
     @property
     def num_bytes(self) -> int:

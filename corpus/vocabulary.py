@@ -14,8 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-BLOCK_IDS = 1 << 22  # ids looked at together, so that a text of any size fits in the memory
-
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
@@ -29,8 +27,7 @@ class Vocabulary:
         """The vocabulary of `ids`: of([3, 1, 3], 6) has rows for 1, for 3 and for {0, 2, 4, 5}."""
         is_used = np.zeros(full_size, dtype=bool)
         is_used[list(also_used)] = True
-        for start in range(0, len(ids), BLOCK_IDS):
-            is_used[ids[start : start + BLOCK_IDS]] = True
+        is_used[ids] = True
         alone = np.flatnonzero(is_used)[: full_size - 1]  # the shared row needs a token too
         row_of_token = np.full(full_size, len(alone))
         row_of_token[alone] = np.arange(len(alone))

@@ -18,7 +18,7 @@ from typing import Any
 from kill_loop import LOG_NAME, fork, get_ready, one_life, resumable_life
 from tiny_run import CONFIG, fingerprint, prepare, train_quickly
 
-from corpus import token_cache
+from corpus import token_build
 from generation import generator
 from storage import checkpoint
 from system.process import run_command
@@ -26,7 +26,7 @@ from training import learner, store
 from training.run import Run
 
 PLACES: dict[str, tuple[Any, str]] = {
-    "tokenizing": (token_cache, "write_ids"),
+    "tokenizing": (token_build.ShardWriter, "write"),
     "first step": (Run, "update"),
     "evaluation": (learner.Learner, "mean_loss"),
     "sampling": (generator.TextGenerator, "generate"),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from corpus.vocabulary import BLOCK_IDS, Vocabulary
+from corpus.vocabulary import Vocabulary
 
 IDS = np.array([3, 1, 7, 3, 3, 1], dtype=np.uint16)
 V, C = 11, 5
@@ -28,12 +28,6 @@ def test_tokens_that_must_be_there_have_a_row_without_occurring():
     vocabulary = Vocabulary.of(IDS, V, also_used=[10])
     assert vocabulary.compact(torch.tensor([10])).tolist() == [3]
     assert vocabulary.num_shared == 7
-
-
-def test_a_text_is_looked_at_to_its_end():
-    ids = np.zeros(BLOCK_IDS + 2, dtype=np.uint16)
-    ids[[BLOCK_IDS - 1, -1]] = [4, 9]
-    assert Vocabulary.of(ids, V).token_of_row.tolist() == [0, 4, 9, 1]
 
 
 @pytest.mark.parametrize("ids", [IDS, np.arange(V), np.arange(V - 1), np.array([], dtype=int)])

@@ -1,0 +1,204 @@
+"""How a token cache is made: on all cores, and after a kill from where the last process came to."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from corpus.known_files import KnownFiles, file_sha256
+from corpus.pieces import Piece
+from corpus.sources import Sources
+from corpus.token_shards import (
+    FIRST_SEEN_NAME,
+    ID_TYPE,
+    MANIFEST_NAME,
+    NEVER,
+    POSITION_TYPE,
+    sealed,
+)
+from corpus.token_workers import Batch, encoded
+from system.errors import DataError, OutputError
+from system.files import sync_file, write_durably
+from system.machine import num_cores
+from tokenizer import END_OF_TEXT, END_OF_TEXT_ID, TABLE_SHA256
+
+VERSION = 3
+PROGRESS_NAME = "progress.json"
+MAX_SHARD_TOKENS = 1 << 30
+BATCH_CHARS = 1 << 18  # small texts together are four times as fast as one by one
+BATCHES_PER_SYNC = 64  # some 16 MB of text, the most that a kill costs
+LEAST_BYTES_FOR_WORKERS = 1 << 23  # less is done before they are ready
+BYTES_PER_TOKEN = 5  # of text: more than usual, so that no text is refused that fits
+BLOCK_IDS = 1 << 20
+
+
+def build(folder: Path, sources: Sources, text_sha256: str, known: KnownFiles) -> None:
+    """Fills the folder with the tokens of the sources, from where an earlier process came to.
+
+    The text up to there is read again, not tokenized again. DataError if the text is blank.
+    """
+    check_room(folder, sources.num_bytes)
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.glob(".*.gpt-part"):  # what a killed process was about to write
+        path.unlink()
+    num_batches, num_tokens = read_progress(folder)
+    batches = batches_of(sources.pieces())
+    is_blank = True
+    for batch in islice(batches, num_batches):
+        is_blank = is_blank and batch.text.isspace()
+    num_workers = num_cores() if sources.num_bytes >= LEAST_BYTES_FOR_WORKERS else 0
+    with ShardWriter(folder, num_tokens) as writer, progress_bar(sources) as bar:
+        for batch, ids in encoded(batches, num_workers):
+            is_blank = is_blank and batch.text.isspace()
+            writer.write(ids)
+            num_batches += 1
+            if num_batches % BATCHES_PER_SYNC == 0:
+                writer.sync(num_batches)
+            bar.update(sources.found["num_read"] - bar.n)
+        writer.sync(num_batches)
+    if is_blank:
+        raise DataError(f"the text is empty or blank ({sources.paths[0]}): put some stories in it")
+    files = seal_shards(folder)
+    if known.sha256_of(sources.paths) != text_sha256:
+        raise DataError(f"the text changed while it was read ({sources.paths[0]}): start again")
+    content = {
+        "version": VERSION,
+        "tokenizer_sha256": TABLE_SHA256,
+        "text_sha256": text_sha256,
+        "num_tokens": writer.num_tokens,
+        "found": sources.found,
+        "files": files,
+    }
+    write_durably(folder / MANIFEST_NAME, lambda file: file.write(sealed(content)))
+
+
+def check_room(folder: Path, num_bytes: int) -> None:
+    """OutputError if the disk of the folder cannot hold the tokens of so much text."""
+    needed = num_bytes // BYTES_PER_TOKEN * ID_TYPE.itemsize
+    place = next(place for place in folder.absolute().parents if place.exists())
+    there = sum(path.stat().st_size for path in folder.glob("*.ids"))
+    if needed > (free := shutil.disk_usage(place).free) + there:
+        raise OutputError(
+            f"the disk is too small for the tokens ({place}: they take {needed / 1e6:,.0f} MB or "
+            f"more, {free / 1e6:,.0f} MB are free): free some"
+        )
+
+
+def progress_bar(sources: Sources) -> tqdm:
+    """Shows the bytes read of all, and the time left, once that is more than a moment."""
+    shown = {"unit": "B", "unit_scale": True, "delay": 2, "disable": None, "leave": False}
+    done = sources.found.get("num_read", 0)
+    return tqdm(desc="tokenizing", total=sources.num_bytes, initial=done, **shown)
+
+
+def batches_of(pieces: Iterable[Piece]) -> Iterator[Batch]:
+    """The pieces' text in batches whose ids join to the pieces'; none is empty.
+
+    A piece that says END_OF_TEXT, where that means nothing, is a batch of its own.
+    """
+    texts, num_chars = [], 0
+    for piece in pieces:
+        is_plain = END_OF_TEXT in piece.text
+        if texts and (is_plain or num_chars + len(piece.text) > BATCH_CHARS):
+            yield Batch("".join(texts), has_separators=True)
+            texts, num_chars = [], 0
+        if is_plain:
+            yield Batch(piece.text, has_separators=False)
+        text = "" if is_plain else piece.text
+        text += END_OF_TEXT * piece.ends_document
+        texts += [text] * bool(text)
+        num_chars += len(text)
+    if texts:
+        yield Batch("".join(texts), has_separators=True)
+
+
+def read_progress(folder: Path) -> tuple[int, int]:
+    """Batches and tokens that are safely in the folder."""
+    try:
+        num_batches, num_tokens = json.loads((folder / PROGRESS_NAME).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return 0, 0
+    return num_batches, num_tokens
+
+
+class ShardWriter:
+    """Appends ids to the shards in a folder that holds `num_tokens` of them for sure.
+
+    What lies behind these is cut off: nobody knows how it ended.
+    """
+
+    def __init__(self, folder: Path, num_tokens: int) -> None:
+        self.folder, self.num_tokens = folder, num_tokens
+        for path in folder.glob("*.ids"):
+            if int(path.stem) * MAX_SHARD_TOKENS >= num_tokens:
+                path.unlink()
+        self._open_shard()
+
+    def _open_shard(self) -> None:
+        number, num_tokens = divmod(self.num_tokens, MAX_SHARD_TOKENS)
+        self._file = (self.folder / f"{number:05}.ids").open("ab", buffering=0)
+        self._file.truncate(num_tokens * ID_TYPE.itemsize)
+
+    def write(self, ids: np.ndarray) -> None:
+        while len(ids):
+            room = MAX_SHARD_TOKENS - self.num_tokens % MAX_SHARD_TOKENS
+            self._file.write(ids[:room])
+            self.num_tokens += len(ids[:room])
+            if room <= len(ids):
+                os.fsync(self._file.fileno())
+                self._file.close()
+                self._open_shard()
+            ids = ids[room:]
+
+    def sync(self, num_batches: int) -> None:
+        """Makes sure of what was written: the ids of so many batches."""
+        os.fsync(self._file.fileno())
+        progress = json.dumps([num_batches, self.num_tokens]).encode()
+        write_durably(self.folder / PROGRESS_NAME, lambda file: file.write(progress))
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+
+def seal_shards(folder: Path) -> dict[str, str]:
+    """Writes what readers look up, and returns the SHA-256 of each file of the cache by name."""
+    first_seen = np.full(END_OF_TEXT_ID + 1, NEVER, POSITION_TYPE)
+    hashes, start = {}, 0
+    for path in sorted(folder.glob("*.ids")):
+        hashes[path.name] = seal(path, first_seen, start)
+        start += path.stat().st_size // ID_TYPE.itemsize
+        ends_path = path.with_suffix(".ends")
+        hashes[ends_path.name] = file_sha256(ends_path)
+    first_seen.tofile(folder / FIRST_SEEN_NAME)
+    hashes[FIRST_SEEN_NAME] = file_sha256(folder / FIRST_SEEN_NAME)
+    for name in hashes:
+        sync_file(folder / name)
+    return hashes
+
+
+def seal(path: Path, first_seen: np.ndarray, start: int) -> str:
+    """Looks through a shard: its document ends go beside it, `first_seen` learns its new tokens.
+
+    Returns the shard's SHA-256; `start` is its place among all tokens.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as shard, path.with_suffix(".ends").open("wb") as ends:
+        at = 0
+        while len(ids := np.fromfile(shard, ID_TYPE, BLOCK_IDS)):
+            digest.update(ids)
+            found = np.flatnonzero(ids == END_OF_TEXT_ID) + at + 1
+            ends.write(found.astype(POSITION_TYPE))
+            places = np.flatnonzero((first_seen == NEVER)[ids])
+            tokens, index = np.unique(ids[places], return_index=True)
+            first_seen[tokens] = start + at + places[index]
+            at += len(ids)
+    return digest.hexdigest()

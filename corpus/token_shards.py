@@ -1,0 +1,125 @@
+"""A finished token cache as it lies on the disk: shards of ids, document ends, and a manifest."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from corpus.known_files import KnownFiles
+
+MANIFEST_NAME = "manifest.json"
+ID_TYPE, POSITION_TYPE = np.dtype("<u2"), np.dtype("<i8")
+FIRST_SEEN_NAME = "first_seen.bin"
+NEVER = np.iinfo(POSITION_TYPE).max  # the first position of a token that does not occur
+
+
+class TokenShards:
+    """Several arrays of ids as one: its length, slices, and views that copy nothing."""
+
+    ndim = 1
+
+    def __init__(self, shards: Sequence[np.ndarray]) -> None:
+        self.shards = list(shards)
+        self.starts = np.cumsum([0, *map(len, self.shards)])
+        self.dtype = self.shards[0].dtype
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    @property
+    def shape(self) -> tuple[int]:
+        return (len(self),)
+
+    def __getitem__(self, index: int | slice) -> Any:
+        """One id, or those of a slice: a copy only where it crosses the border of a shard."""
+        positions = range(len(self))[index]
+        if isinstance(positions, int):
+            shard = int(np.searchsorted(self.starts, positions, side="right")) - 1
+            return self.shards[shard][positions - self.starts[shard]]
+        if positions.step != 1:
+            ids = self[min(positions, default=0) : max(positions, default=-1) + 1]
+            return ids[:: positions.step]
+        ids = self.view(positions.start, positions.stop)
+        return np.concatenate(ids.shards) if isinstance(ids, TokenShards) else ids
+
+    def view(self, start: int, stop: int) -> "np.ndarray | TokenShards":
+        """The ids of a range, mapped as before."""
+        first, last = np.searchsorted(self.starts, [start, max(start, stop - 1)], side="right") - 1
+        bounds = zip(self.starts[first:], self.shards[first : last + 1], strict=False)
+        return joined([ids[max(0, start - at) : max(0, stop - at)] for at, ids in bounds])
+
+
+def joined(shards: Sequence[np.ndarray]) -> np.ndarray | TokenShards:
+    """The shards as one row of ids: a single one is itself."""
+    return shards[0] if len(shards) == 1 else TokenShards(shards)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The ids of a whole text, mapped from disk, and what was found when they were made."""
+
+    ids: np.ndarray | TokenShards  # (N,) uint16, read-only
+    text_sha256: str
+    found: dict[str, Any]  # plain counts: documents, replaced, ...
+    first_seen: np.ndarray  # (V,) int64: where each token occurs first, NEVER if it does not
+    shard_ends: list[np.ndarray]  # of each shard, int64: positions in it after a separator
+
+    @cached_property
+    def document_ends(self) -> np.ndarray:
+        """Positions after a separator, in order, (D,) int64: documents start there."""
+        sizes = [len(shard) for shard in getattr(self.ids, "shards", [self.ids])]
+        starts = accumulate(sizes[:-1], initial=0)
+        ends = [ends + start for ends, start in zip(self.shard_ends, starts, strict=True)]
+        return np.concatenate(ends)
+
+    def used_before(self, stop: int) -> np.ndarray:
+        """The tokens that occur in ids[:stop], in rising order; no id is read for it."""
+        return np.flatnonzero(self.first_seen < stop)
+
+
+def read_cache(folder: Path, known: KnownFiles) -> Tokens | None:
+    """The tokens of a finished cache; None where one is missing, torn or damaged.
+
+    A file is read whole only if it is not known by its size, times and inode.
+    """
+    manifest = read_manifest(folder)
+    try:
+        hashes = {
+            name: known.sha256(folder / name) for name in (manifest or {"files": ""})["files"]
+        }
+    except OSError:
+        return None
+    if not hashes or hashes != manifest["files"]:
+        return None
+    paths = [folder / name for name in manifest["files"] if name.endswith(".ids")]
+    shards = [mapped(path, ID_TYPE) for path in paths]
+    ends = [mapped(path.with_suffix(".ends"), POSITION_TYPE) for path in paths]
+    first_seen = np.fromfile(folder / FIRST_SEEN_NAME, dtype=POSITION_TYPE)
+    return Tokens(joined(shards), manifest["text_sha256"], manifest["found"], first_seen, ends)
+
+
+def mapped(path: Path, dtype: np.dtype) -> np.ndarray:
+    """The file's numbers, mapped; an empty file has none, and no system maps it."""
+    return np.memmap(path, dtype, mode="r") if path.stat().st_size else np.empty(0, dtype)
+
+
+def sealed(content: dict[str, Any]) -> bytes:
+    """A manifest's bytes: the content as JSON, and after it a line with the SHA-256 of that."""
+    text = json.dumps(content, indent=1, sort_keys=True).encode()
+    return text + b"\n" + hashlib.sha256(text).hexdigest().encode() + b"\n"
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """What a cache says of itself; None unless it is whole and of our making."""
+    try:
+        raw = (folder / MANIFEST_NAME).read_bytes()
+        content = json.loads(raw[: raw.rindex(b"}") + 1])
+    except (OSError, ValueError):
+        return None
+    return content if sealed(content) == raw else None
