@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,6 +14,7 @@ from benchmarks.turns import Steps, Task
 from exchange.gguf_file import FILE_TYPES, export_gguf
 from generation.decoding import Context, continue_rows
 from generation.fast_weights import prepared
+from generation.guesses import MOST_GUESSES
 from generation.settings import Sampling
 from system.machine import Machine, tune_process
 
@@ -32,14 +34,20 @@ def writing(task: Task, machine: Machine, *, engine: Engine, kind: str) -> Steps
         yield texts
 
 
-def ours(task: Task, machine: Machine, kind: str, prompts: Tokens) -> Iterator[Tokens]:
-    """What generate.py runs."""
+def ours(
+    task: Task, machine: Machine, kind: str, prompts: Tokens, *, most_guesses: int = 0
+) -> Iterator[Tokens]:
+    """What generate.py runs; without guesses as the other engines, a step of the model a token."""
     tune_process()
     model = prepared(our_model(task).eval().to(machine.device), kind)
     while True:
         context = Context(model, prompts, max_new_tokens=task.new_tokens)
-        steps = continue_rows(context, Sampling(temperature=0), seeds=[0] * len(prompts))
-        yield [list(row) for row in zip(*(step.values() for step in steps), strict=True)]
+        greedy, seeds = Sampling(temperature=0), [0] * len(prompts)
+        texts: Tokens = [[] for _ in prompts]
+        for step in continue_rows(context, greedy, seeds=seeds, most_guesses=most_guesses):
+            for row, token in step.items():
+                texts[row].append(token)
+        yield texts
 
 
 def transformers(task: Task, machine: Machine, kind: str, prompts: Tokens) -> Iterator[Tokens]:
@@ -94,6 +102,7 @@ def llama_cpp(task: Task, machine: Machine, kind: str, prompts: Tokens) -> Itera
 
 ENGINES = {  # the package that each needs, how it starts, the types of its weights
     "ours": ("torch", ours, ("float32", "bfloat16", "int8")),
+    "ours, guessing": ("torch", partial(ours, most_guesses=MOST_GUESSES), ("float32",)),
     "transformers": ("transformers", transformers, ("float32", "bfloat16")),
     "CTranslate2": ("ctranslate2", ctranslate2, ("float32", "int8")),
     "llama.cpp": ("llama-cpp-python", llama_cpp, tuple(FILE_TYPES)),

@@ -32,6 +32,10 @@ class KeyValueCache:
         self.memory = torch.zeros(shape, device=pe.device, dtype=pe.dtype)  # (2, L, B, H, S, D)
         self.lengths = [0] * batch_size
 
+    def adopt(self, rows: Sequence[int], cache: "KeyValueCache") -> None:
+        """Row `rows[i]` becomes what row i of the other cache, of no more slots, has stored."""
+        self.memory[:, :, rows, :, : cache.memory.size(4)] = cache.memory
+
     def extend(self, num_tokens: int) -> Tensor | slice:
         """Positions of the next tokens, (B, T) or the same for all; `attend` then expects them."""
         starts, device = self.lengths, self.memory.device
