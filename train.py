@@ -64,6 +64,7 @@ config = {
     "allow_other_text": False,  # True resumes on another text, moments anew
     # the machine
     "device": "auto",  # auto, cpu, mps, cuda or cuda:N
+    "checkpoint_activations": False,  # True keeps fewer: less memory, a third slower
     "parallel": "ddp",  # with torchrun: ddp copies the model, fsdp spreads it
     "precision": "auto",  # auto, float32, bfloat16 or float16
     "compile": "auto",  # on, off or auto: on with CUDA, where it pays

@@ -22,7 +22,7 @@ from system.process import note
 
 FINAL_NAME = "final_trained_model.pt"
 BEST_NAME = "best_model.pt"
-STEP_NAME = re.compile(r"model_checkpoint_step_(0|[1-9][0-9]*)\.pt")
+STEP_NAME = re.compile(r"model_checkpoint_step_(0|[1-9][0-9]*)\.(pt|sharded)")
 ARCHITECTURE = ("embedding_dim", "num_layers", "num_heads", "dropout", "ffn_hidden_dim")
 EMBEDDING = "input_embedding.embedding.weight"
 FLOATS = {torch.float32, torch.float64, torch.bfloat16, torch.float16}

@@ -12,9 +12,10 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from storage.checkpoint import BEST_NAME, FINAL_NAME, STEP_NAME, glance, load, save, step_path
+from storage.checkpoint import BEST_NAME, FINAL_NAME, STEP_NAME, save, step_path
+from storage.sharded import glance, load
 from system.errors import CheckpointError
-from system.files import as_path, sync_folder, write_durably
+from system.files import as_path, remove, sync_folder, write_durably
 
 RUN_ID_NAME = ".run_id"
 RUN_ID = re.compile(r"[0-9a-f]{32}")
@@ -115,11 +116,16 @@ def _move_aside(folder: Path, owner: str | None, paths: list[Path]) -> Path:
 def save_step(folder: str | Path, state: dict[str, Any]) -> Path:
     """Saves a step checkpoint; another run's file of that name is set aside."""
     path = step_path(folder, state["step"])
-    owner = owner_of(path)
-    if owner not in (None, state["run_id"]):
-        _move_aside(path.parent, owner, [path])
+    free(path, state["run_id"])
     save(path, state)
     return path
+
+
+def free(path: Path, run_id: str) -> None:
+    """Sets the step checkpoint of that name aside if it is another run's."""
+    owner = owner_of(path)
+    if owner not in (None, run_id):
+        _move_aside(path.parent, owner, [path])
 
 
 def remove_old(folder: str | Path, *, run_id: str, step: int, keep: int) -> None:
@@ -128,7 +134,7 @@ def remove_old(folder: str | Path, *, run_id: str, step: int, keep: int) -> None
     A later one is a damaged file that a resume has skipped: it counts for nothing.
     """
     for path in of_run(folder, run_id, up_to=step)[:-keep]:
-        path.unlink(missing_ok=True)
+        remove(path)
 
 
 def unfinished(folder: str | Path) -> Path | None:

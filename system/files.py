@@ -79,7 +79,7 @@ def _in_place_of(path: Path) -> Iterator[Path]:
             yield part_path
             os.replace(part_path, path)
     except BaseException:
-        _remove(part_path)
+        remove(part_path)
         raise
     sync_folder(path.parent)
 
@@ -178,12 +178,15 @@ def sweep_parts(folder: str | Path) -> list[Path]:
     ours = [(path, int(match[2])) for path, match in found if match and match[1] == _this_place()]
     stale = [path for path, process_id in ours if not psutil.pid_exists(process_id)]
     for path in stale:
-        _remove(path)
+        remove(path)
     return stale
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Removes a file or a folder that may be there; a folder loses its name before its files."""
     if path.is_dir():
+        if not PART_NAME.fullmatch(path.name):
+            path = path.rename(part_path_of(path))
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)

@@ -143,11 +143,16 @@ def exit_code_of(error: BaseException) -> int | None:
         return exit_code_after(signal.SIGINT)
     if isinstance(error, OSError):
         return OutputError.exit_code
+    return OutOfRoomError.exit_code if is_out_of_memory(error) else None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the error says that a device or the RAM is full."""
     torch = sys.modules.get("torch")  # a command that has not imported it has not filled a card
     full_card = getattr(torch, "OutOfMemoryError", MemoryError)
-    if isinstance(error, (MemoryError, full_card)) or "DefaultCPUAllocator" in str(error):
-        return OutOfRoomError.exit_code  # the name is all that torch's RuntimeError of full RAM has
-    return None
+    named = ("DefaultCPUAllocator", "MPS backend out of memory")  # torch has no types for these
+    is_named = isinstance(error, RuntimeError) and any(name in str(error) for name in named)
+    return is_named or isinstance(error, (MemoryError, full_card))
 
 
 def describe(error: BaseException) -> str:

@@ -16,7 +16,7 @@ from corpus.corpus import Corpus, read_corpus
 from corpus.order import EARLIER, NOW
 from corpus.vocabulary import Vocabulary
 from model import Transformer
-from storage import checkpoint, run_folder
+from storage import checkpoint, run_folder, sharded
 from system.errors import CheckpointError, ConfigError, DataError, ProcessesError
 from system.machine import Machine, tune_process
 from system.process import log, warn
@@ -164,7 +164,7 @@ def resumed(wanted: Wanted) -> Start:
     """The newest (True) or the named checkpoint, with the config that it had and what changed."""
     named = wanted.named_checkpoint
     if named:
-        path, state = named, checkpoint.load(named)
+        path, state = named, sharded.load(named)
     else:
         path, state, skipped = run_folder.newest_intact(wanted.folder)
         for reason in skipped:

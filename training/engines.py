@@ -21,9 +21,16 @@ if TYPE_CHECKING:
 class Whole:
     """One process has everything."""
 
+    is_sharded = False
+
     def __init__(self, objective: NextTokenLoss, machine: Machine, config: dict[str, Any]) -> None:
-        self.objective = self.trained = machine.compiled(objective, config["compile"])
+        self.bare, self.machine = objective, machine
         self.model = objective.model
+        self.renew(config)
+
+    def renew(self, config: dict[str, Any]) -> None:
+        """Compiles the objective, which has changed."""
+        self.objective = self.trained = self.machine.compiled(self.bare, config["compile"])
 
     def piece(self, is_last: bool) -> AbstractContextManager:
         """Around forward and backward of a piece."""
@@ -36,16 +43,20 @@ class Whole:
         """The weights by name, whole; all processes have to ask."""
         return self.model.state_dict()
 
+    def spread(self, moment: Tensor, parameter: Tensor) -> Tensor:
+        """Of a parameter's whole moment what this process has of it."""
+        return moment
+
 
 class Replicated(Whole):
     """Every process has all the weights (DistributedDataParallel)."""
 
-    def __init__(self, objective: NextTokenLoss, machine: Machine, config: dict[str, Any]) -> None:
-        super().__init__(objective, machine, config)
-        is_cuda = machine.device.type == "cuda"
+    def renew(self, config: dict[str, Any]) -> None:
+        super().renew(config)
+        is_cuda = self.machine.device.type == "cuda"
         self.trained = nn.parallel.DistributedDataParallel(
             self.objective,
-            device_ids=[machine.device.index] if is_cuda else None,
+            device_ids=[self.machine.device.index] if is_cuda else None,
             gradient_as_bucket_view=True,
         )
 
@@ -64,15 +75,18 @@ class Replicated(Whole):
 class Sharded(Whole):
     """Every process has a part of each weight, gradient and moment (FSDP2)."""
 
-    def __init__(self, objective: NextTokenLoss, machine: Machine, config: dict[str, Any]) -> None:
+    is_sharded = True
+
+    def renew(self, config: dict[str, Any]) -> None:
+        if hasattr(self, "trained"):  # its blocks may change as they are
+            return
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard  # takes a second
 
         # Norms and the residual stream stay float32, as autocast has them: inputs are not cast.
-        policy = MixedPrecisionPolicy(param_dtype=machine.dtype, cast_forward_inputs=False)
-        for block in objective.model.blocks:
+        policy = MixedPrecisionPolicy(param_dtype=self.machine.dtype, cast_forward_inputs=False)
+        for block in self.model.blocks:
             fully_shard(block, mp_policy=policy, reshard_after_forward=True)
-        self.objective = self.trained = fully_shard(objective)
-        self.model = objective.model
+        self.objective = self.trained = fully_shard(self.bare)
 
     def piece(self, is_last: bool) -> AbstractContextManager:
         self.objective.set_requires_gradient_sync(is_last)
@@ -80,6 +94,14 @@ class Sharded(Whole):
 
     def weights(self) -> dict[str, Tensor]:
         return {name: whole(weight) for name, weight in self.model.state_dict().items()}
+
+    def spread(self, moment: Tensor, parameter: Tensor) -> Tensor:
+        from torch.distributed.tensor import distribute_tensor
+
+        if moment.shape != parameter.shape:  # a number, as the step
+            return moment
+        place = parameter.device_mesh, parameter.placements
+        return distribute_tensor(moment.to(parameter.device), *place, src_data_rank=None)
 
 
 def engine_for(

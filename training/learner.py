@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,15 +11,24 @@ from torch import Tensor
 
 from model import Transformer, evaluation_mode
 from reports.history import UpdateRecord
-from system.errors import NonFiniteError
+from system.errors import NonFiniteError, OutOfRoomError
 from system.machine import Machine
+from system.process import log
 from training.engines import engine_for
 from training.loss import NextTokenLoss
+from training.memory import Attempt, attempt, recompute_activations
 from training.optim import build_optimizer, clip_gradients, set_learning_rate
 from training.parallel import ALONE, Alone
 
 if TYPE_CHECKING:
     from training.team import Team
+
+MOST_TRIES = 3
+PIECE, EVALUATED, RECOMPUTED = "piece_size", "evaluation_size", "checkpoint_activations"
+OUT_OF_ROOM = (
+    "out of memory with one window at a time and activations computed twice: lower embedding_dim, "
+    "num_layers, ffn_hidden_dim or seq_len, or spread the model with torchrun and --parallel fsdp"
+)
 
 
 class Learner:
@@ -42,6 +52,10 @@ class Learner:
         model.use_attention("written" if is_cpu else "torch")
         chunk_size = 1024 if is_cpu else 4096
         objective = NextTokenLoss(model, num_shared=num_shared, chunk_size=chunk_size)
+        self.memory = {PIECE: config["batch_size"], EVALUATED: config["batch_size"]}
+        self.memory[RECOMPUTED] = config["checkpoint_activations"]
+        if self.memory[RECOMPUTED]:
+            recompute_activations(model)
         self.engine = engine_for(team, objective, machine, config)
         self.optimizer = build_optimizer(
             model, config["optimizer"], weight_decay=config["weight_decay"]
@@ -75,42 +89,88 @@ class Learner:
         )
 
     def accumulate_gradients(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Mean loss of the whole batch (B, T); its gradient is summed up piece by piece."""
+        """Mean loss of the whole batch (B, T); its gradient is summed up piece by piece.
+
+        Where memory runs out in one process, all of them start again with smaller pieces.
+        """
+        most = -(-len(inputs) // self.team.size)  # rows of a process
+        for num_tries in count(1):
+            with attempt() as tried:
+                total = self.sum_over_pieces(inputs, targets, most)
+            if not self.is_any_full(tried):
+                break
+            self.optimizer.zero_grad()
+            self.use_less_memory(PIECE, most, num_tries)
+        self.engine.synchronise(inputs, targets)
+        return self.team.sum(total) / self.team.size
+
+    def sum_over_pieces(self, inputs: Tensor, targets: Tensor, most: int) -> Tensor:
+        """Loss of this process's rows, few at a time; their gradient is added to what there is."""
         num_tokens = targets.numel() / self.team.size  # an engine takes the mean over processes
         total = torch.zeros((), device=inputs.device)
-        pieces = self.pieces(inputs, targets)
+        pieces = self.pieces(inputs, targets, most)
         for number, (x, y) in enumerate(pieces, 1):
             with self.engine.piece(is_last=number == len(pieces)):
                 with self.machine.autocast():
                     loss = self.engine.trained(x, y, num_tokens=num_tokens)
                 self.scaler.scale(loss).backward()
             total += loss.detach()
-        self.engine.synchronise(inputs, targets)
-        return self.team.sum(total) / self.team.size
+        return total
 
-    def pieces(self, inputs: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """This process's rows, few enough for the memory; the last pieces may have no rows.
-
-        For all processes have as many.
-        """
-        size = self.config["batch_size"]
-        most = -(-len(inputs) // self.team.size)  # rows of a process
+    def pieces(self, inputs: Tensor, targets: Tensor, most: int) -> list[tuple[Tensor, Tensor]]:
+        """This process's rows, as many pieces as in each process: the last may have no rows."""
+        size = self.memory[PIECE]
         rows = [self.team.share(tensor) for tensor in (inputs, targets)]
         starts = range(0, most, size)
-        return [
-            tuple(tensor[start : min(start + size, most)] for tensor in rows) for start in starts
-        ]
+        return [tuple(tensor[start : start + size] for tensor in rows) for start in starts]
 
     def mean_loss(self, ids: Tensor) -> float:
         """Mean next-token loss over ids (N,), in nats: all but the first are predicted once."""
-        total, sizes = 0.0, (self.config["seq_len"], self.config["batch_size"])
-        batches = list(evaluation_batches(ids, *sizes))
+        for num_tries in count(1):
+            with attempt() as tried:
+                total = torch.tensor(self.sum_over_windows(ids), dtype=torch.float64)
+            if not self.is_any_full(tried):
+                break
+            self.use_less_memory(EVALUATED, len(ids), num_tries)
+        return self.team.sum(total).item() / (len(ids) - 1)
+
+    def sum_over_windows(self, ids: Tensor) -> float:
+        """Loss of this process's share of the windows that ids (N,) are cut into."""
+        batches = list(evaluation_batches(ids, self.config["seq_len"], self.memory[EVALUATED]))
         own = self.team.share(batches)
         own += [(ids[None, :0], ids[None, :0])] * (-(-len(batches) // self.team.size) - len(own))
+        total = 0.0
         with evaluation_mode(self.engine.objective), self.machine.autocast():
             for inputs, targets in own:  # as many in each process
                 total += self.engine.objective(inputs, targets, num_tokens=1).item()
-        return self.team.sum(torch.tensor(total, dtype=torch.float64)).item() / (len(ids) - 1)
+        return total
+
+    def is_any_full(self, tried: Attempt) -> bool:
+        """Whether a process ran out of memory; where weights are spread, that ends all."""
+        if tried.has_failed and self.engine.is_sharded:  # the others wait for its part of a weight
+            raise OutOfRoomError(OUT_OF_ROOM + ", then --resume")
+        return bool(self.team.highest(tried.has_failed))
+
+    def use_less_memory(self, what: str, most: int, num_tries: int) -> None:
+        """Halves how many windows are computed at once; at last keeps fewer activations."""
+        size = min(self.memory[what], most)
+        if size > 1:
+            self.memory[what] = size // 2
+            log(f"memory    full: {size // 2} windows at once from now on, batches as they were")
+        elif what == PIECE and not self.memory[RECOMPUTED]:
+            self.fit({RECOMPUTED: True})
+            log("memory    full: activations are computed twice from now on, in place of kept")
+        elif num_tries == MOST_TRIES:  # another program may have needed it for a moment
+            raise OutOfRoomError(OUT_OF_ROOM)
+
+    def fit(self, memory: dict[str, Any]) -> None:
+        """Takes over how a run has come to fit into the memory."""
+        for name in (PIECE, EVALUATED):
+            self.memory[name] = min(self.memory[name], memory.get(name, self.memory[name]))
+        if memory.get(RECOMPUTED) and not self.memory[RECOMPUTED]:
+            self.memory[RECOMPUTED] = True
+            recompute_activations(self.model)
+            self.engine.renew(self.config)
 
 
 def evaluation_batches(

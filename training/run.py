@@ -27,6 +27,7 @@ from system.machine import seed_step
 from system.process import log, only_warn
 from tokenizer import GPT2Tokenizer
 from training.learner import Learner
+from training.memory import only_out_of_memory
 from training.optim import OPTIMIZERS
 from training.schedule import learning_rate_at
 
@@ -54,8 +55,9 @@ class Run:
         self.id = self.team.gather(uuid.uuid4().hex)[0]
         self.step = 0
         self.saved_step = 0  # there is nothing to save of step 0
+        self.saved_path = self.folder
         self.history = History()
-        self.baselines = in_background(corpus.baselines)
+        self.baselines = in_background(corpus.baselines if self.team.is_first else dict)
         self.recent: deque[UpdateRecord] = deque(maxlen=50)
         self.pace = ""
         self.sinks = {  # all that shows the run, each by the name of what would be missing
@@ -139,8 +141,13 @@ class Run:
         if not (weights and self.team.is_first):
             return loss, ""
         state = {"config": self.config, "model_state_dict": weights}
-        writer = TextGenerator(checkpoint.model_from(state), self.tokenizer)
-        return loss, writer.generate(self.config["sample_prompt"], length, **SAMPLING)
+        model = checkpoint.model_from(state)
+        prompt = self.config["sample_prompt"]
+        for device in (model.device, torch.device("cpu")):
+            with only_out_of_memory(f"no room on {device} to write a sample"):
+                writer = TextGenerator(model.to(device), self.tokenizer)
+                return loss, writer.generate(prompt, length, **SAMPLING)
+        return loss, ""
 
     def record(self, loss: float) -> None:
         """Takes an evaluation into the history."""

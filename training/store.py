@@ -11,23 +11,23 @@ from torch import Tensor
 
 from corpus.order import EARLIER, ORDERS
 from reports.history import History
-from storage import checkpoint, run_folder
+from storage import checkpoint, run_folder, sharded
 from system.errors import CheckpointError
 from system.process import log, only_warn, warn
 from tokenizer import TABLE_SHA256
 from training.run import Run
 
 OPTIMIZER, GROUPS, SCALER = "optimizer_state_dict", "optimizer_groups", "scaler_state_dict"
+MEMORY = "memory"
 PLAIN = (bool, int, float, str, Tensor)  # what files hold of a group's settings
 OF_NOW = {"lr", "weight_decay", "fused", "foreach", "capturable"}  # of config and device
 NEEDED = (OPTIMIZER, SCALER, "history", "step", "run_id", "text_sha256", "tokenizer_sha256")
 
 
-def model_state(run: Run) -> dict[str, Any]:
-    """The model as every file holds it: config, all the rows, how it came about."""
+def about(run: Run) -> dict[str, Any]:
+    """What every file says of its model: config, step, history, how it came about."""
     return {
         "config": run.config,
-        "model_state_dict": run.full_weights(),
         "step": run.step,
         "run_id": run.id,
         "script_config": run.script,
@@ -38,22 +38,48 @@ def model_state(run: Run) -> dict[str, Any]:
     }
 
 
+def model_state(run: Run) -> dict[str, Any]:
+    """The model as every file for others holds it, with all the rows; all processes have to ask."""
+    return {**about(run), "model_state_dict": run.full_weights()}
+
+
 def save(run: Run) -> None:
-    """Writes what `restore` needs to go on from here, then drops this run's oldest files."""
+    """Writes what `restore` needs to go on from here, then drops this run's oldest files.
+
+    In one file by the first process, or where weights are spread in a folder by all of them.
+    """
     optimizer = run.learner.optimizer.state_dict()
     rest = {
-        OPTIMIZER: optimizer["state"],
         GROUPS: [
             {key: value for key, value in group.items() if isinstance(value, PLAIN)}
             for group in optimizer["param_groups"]
         ],
         SCALER: run.learner.scaler.state_dict(),
+        MEMORY: run.learner.memory,
     }
-    state = model_state(run) | rest
-    if run.team.is_first:
-        run_folder.save_step(run.folder, state)
-    run.saved_step = run.step
+    if run.learner.engine.is_sharded:
+        path = save_parts(run, about(run) | rest, optimizer["state"])
+    else:
+        path = checkpoint.step_path(run.folder, run.step)
+        state = model_state(run) | rest | {OPTIMIZER: optimizer["state"]}
+        if run.team.is_first:
+            run_folder.save_step(run.folder, state)
+    run.saved_step, run.saved_path = run.step, path
     remove_old(run)
+
+
+def save_parts(run: Run, state: dict[str, Any], moments: dict[int, dict[str, Tensor]]) -> Path:
+    """Writes a checkpoint into which every process puts its parts of weights and moments."""
+    weights = run.learner.model.state_dict()
+    tensors = {f"{sharded.MODEL}|{name}": weight for name, weight in weights.items()}
+    for number, held in moments.items():
+        tensors |= {f"{OPTIMIZER}|{number}|{name}": moment for name, moment in held.items()}
+    path = sharded.step_path(run.folder, run.step)
+    if run.team.is_first:
+        run_folder.free(path, run.id)
+    rows = {sharded.ROWS: run.corpus.vocabulary.row_of_token}
+    sharded.save(path, tensors, state | rows, run.team)
+    return path
 
 
 def remove_old(run: Run) -> None:
@@ -84,9 +110,10 @@ def leave(run: Run) -> str:
         save(run)
     if run.step == 0:
         return " before the first step, nothing to save"
-    path = checkpoint.step_path(run.folder, run.step)
     place = "" if run.folder == Path() else f" --output_dir {shlex.quote(str(run.folder))}"
-    return f" after step {run.step}, saved {path}: python train.py --resume{place} goes on"
+    return (
+        f" after step {run.step}, saved {run.saved_path}: python train.py --resume{place} goes on"
+    )
 
 
 def save_final(run: Run) -> Path:
@@ -142,6 +169,8 @@ def restore(run: Run, path: Path, state: dict[str, Any], *, has_moments: bool) -
     try:
         run.history = History.from_state_dict(state["history"])
         run.step = run.saved_step = state["step"]
+        run.saved_path = path
+        run.learner.fit(state.get(MEMORY, {}))
         if not run.history.evaluations or len(run.history.train_losses) != run.step:
             raise ValueError("its history is not that of its step")
         if not run.history.learning_rates:  # an earlier version has not noted them
@@ -170,6 +199,7 @@ def restore_optimizer(run: Run, state: dict[str, Any]) -> None:
             is_like_it = isinstance(moment, Tensor) and moment.dim() == parameters[number].dim()
             if is_like_it and moment.shape != parameters[number].shape:
                 raise ValueError(f"{name} of parameter {number} has another shape")
+            moments[name] = run.learner.engine.spread(moment, parameters[number])
     optimizer.load_state_dict({"state": state[OPTIMIZER], "param_groups": groups})
     if scaler.is_enabled() and state[SCALER]:
         scaler.load_state_dict(state[SCALER])

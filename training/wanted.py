@@ -31,7 +31,10 @@ class Wanted:
     def named_checkpoint(self) -> Path | None:
         """The file to go on from, None for the newest of the folder, or for a new run."""
         named = self.config["resume"]
-        return as_path(named) if isinstance(named, str) and not as_path(named).is_dir() else None
+        if not isinstance(named, str):
+            return None
+        path = as_path(named)
+        return path if path.suffix == ".sharded" or not path.is_dir() else None
 
     @property
     def folder(self) -> Path:
