@@ -48,6 +48,8 @@ config = {
     "weights_path": "",  # folder or .safetensors of a GPT-2 to tune
     # the text
     "data": "",  # a text file; empty: the first found beside train.py
+    "data_field": "text",  # where a record of JSON, CSV or Parquet has its text
+    "data_errors": "stop",  # at what cannot be read: stop, or skip and count
     "stride": 64,  # tokens from window to window; fewer overlap
     "val_fraction": 0.1,  # share of the text, its end, for validation
     "replace_invalid_utf8": False,  # True reads invalid bytes as U+FFFD

@@ -12,7 +12,7 @@ from torch import Tensor
 from corpus.baselines import baselines
 from corpus.notes import remembered
 from corpus.order import NOW, Batches
-from corpus.sources import open_sources
+from corpus.sources import lines_about, open_sources
 from corpus.token_cache import load_tokens
 from corpus.vocabulary import Vocabulary
 from data import GPTDatasetV1, split_at_document
@@ -27,6 +27,7 @@ class Corpus:
     path: Path
     why: str  # this one
     text_sha256: str
+    notes: list[str]  # on what was found in it
     num_replaced: int  # invalid sequences and NULs, read as U+FFFD
     train_ids: np.ndarray  # all of them, mapped from disk
     batches: Batches
@@ -53,6 +54,7 @@ class Corpus:
         lines = [
             f"text      {path}, {self.why}",
             f"{len(self.train_ids):,} tokens to train on, {len(self.val_ids):,} to validate on",
+            *self.notes,
         ]
         if self.num_replaced:
             lines.append(f"{self.num_replaced:,} invalid sequences read as U+FFFD")
@@ -68,7 +70,12 @@ def read_corpus(
 
     The `order` of the batches is the one that a run began with.
     """
-    sources = open_sources(config["data"], replace_invalid=config["replace_invalid_utf8"])
+    sources = open_sources(
+        config["data"],
+        field=config["data_field"],
+        errors=config["data_errors"],
+        replace_invalid=config["replace_invalid_utf8"],
+    )
     path = sources.paths[0]
     parents = [path.parent, as_path(config["output_dir"])]
     text = load_tokens(sources, cache_parents=parents)
@@ -79,6 +86,7 @@ def read_corpus(
         path=path,
         why=sources.why,
         text_sha256=text.text_sha256,
+        notes=lines_about(text.found, config["data_field"]),
         num_replaced=text.found["replaced"],
         train_ids=train_ids,
         batches=Batches(

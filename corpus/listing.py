@@ -11,6 +11,7 @@ from corpus.text import chosen_text
 from system.errors import DataError
 from system.files import as_path
 
+CACHE_FOLDER = ".tokens"  # ours
 Named = str | Path | Sequence[str | Path]
 
 
@@ -50,7 +51,7 @@ class Listing:
             return
         for name in names:
             if is_hidden(name):
-                self.num_hidden += 1
+                self.num_hidden += name != CACHE_FOLDER
             elif os.path.isdir(folder / name):
                 self.add_folder(folder / name, [*above, here])
             else:

@@ -97,8 +97,34 @@ def open_sources(
     listing = files_of(data)
     if listing.faults and errors != "skip":
         raise listing.faults[0]
+    if not listing.paths:
+        raise _no_text(listing, {"no_text": listing.num_special, "faults": []})
     why = why_chosen(listing.paths[0], "") if data == "" else "given as data"
     return Sources(listing, why, Rules(field, errors == "skip", replace_invalid))
+
+
+def lines_about(found: dict[str, Any], field: str) -> list[str]:
+    """What was found, for a person: how many documents, what one is, and what was left out."""
+    records = sum(count for form, count in found["forms"].items() if f".{form}" in RECORDS)
+    kinds = [f"a record's {field!r}"] if records else []
+    if num_texts := found["files"] - records:
+        file = "a file's text, or " if num_texts > 1 else ""
+        kinds.append(f"{file}what <|endoftext|> separates")
+    forms = ", ".join(f"{count:,} {form}" for form, count in sorted(found["forms"].items()))
+    lines = [f"documents: {found['documents']:,}, from {forms}; one is {' or '.join(kinds)}"]
+    if found["hidden"] or found["no_text"]:
+        lines.append(
+            f"passed over: {found['hidden']:,} hidden, {found['no_text']:,} pictures and the like"
+        )
+    if found["skipped"]:
+        lines.append(f"skipped {found['skipped']:,} that cannot be read: {found['faults'][0]}")
+    return lines
+
+
+def _no_text(listing: Listing, found: dict[str, Any]) -> DataError:
+    counts = f"{len(listing.paths)} files, of which {found['no_text']} pictures and the like"
+    seen = "; ".join([counts, f"{listing.num_hidden} hidden", *found["faults"]])
+    return DataError(f"no text in {listing.name} ({seen}): put some there")
 
 
 class _Watched(io.FileIO):

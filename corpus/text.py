@@ -1,4 +1,4 @@
-"""Which text file we train on, and its text in pieces of bounded size."""
+"""Which text file we train on where none is named, and how bytes become text."""
 
 import codecs
 import io
@@ -9,20 +9,12 @@ from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
-from tqdm import tqdm
-
 from system.errors import DataError
 from system.files import as_path
-from tokenizer import END_OF_TEXT
 
 TEXT_NAMES = ("TinyStories.txt", "data.txt", "example.txt")
 PROJECT = Path(__file__).parent.parent  # where train.py lies
 BLOCK_BYTES = 1 << 18
-MAX_PIECE_CHARS = 1 << 19  # a piece with a block more stays below tiktoken's limit: 999,998 spaces
-SEARCHED_CHARS = 10_000
-# GPT-2's pre-tokenizer never joins a word to the space after it, nor anything to a special token,
-# so cutting there changes no id.
-SAFE_CUT = re.compile(rf"(?<=\S)[ \n]|{re.escape(END_OF_TEXT)}")
 BYTE_ORDER_MARKS = {
     codecs.BOM_UTF8: "utf-8",
     codecs.BOM_UTF16_LE: "utf-16-le",
@@ -85,43 +77,8 @@ def names_not_taken() -> list[str]:
     return [name for name in files if pattern.fullmatch(name) and name not in TEXT_NAMES]
 
 
-class TextReader:
-    """A text file in pieces, cut where no token spans the cut; their ids join to the text's ids.
-
-    Reads UTF-8, and UTF-16 that has a byte order mark; line ends become \\n. DataError says what is
-    wrong with the file and where, unless `replace_invalid` asks for U+FFFD in its place.
-    """
-
-    def __init__(self, path: str | Path, *, replace_invalid: bool = False) -> None:
-        self.path = as_path(path)
-        self.replace_invalid = replace_invalid
-        self.num_replaced = 0
-
-    def pieces(self) -> Iterator[str]:
-        """Strings that join to the whole text."""
-        self.num_replaced, pending = 0, ""
-        meter = {"desc": "tokenizing", "total": self.path.stat().st_size, "leave": False}
-        with (
-            self.path.open("rb") as raw,
-            tqdm.wrapattr(raw, "read", delay=2, disable=None, **meter) as file,
-        ):
-            name = str(self.path)
-            for text, num_replaced in decoded(file, name, replace_invalid=self.replace_invalid):
-                self.num_replaced += num_replaced
-                pending += text
-                searched = max(0, len(pending) - SEARCHED_CHARS)
-                cut = max((m.start() for m in SAFE_CUT.finditer(pending, searched)), default=0)
-                if cut == 0 and len(pending) > MAX_PIECE_CHARS:
-                    cut = len(pending) - len(END_OF_TEXT)  # the next block may complete one
-                if cut > 0:
-                    yield pending[:cut]
-                    pending = pending[cut:]
-        if pending:
-            yield pending
-
-
 def decode_text(raw: bytes, name: str, *, replace_invalid: bool = False) -> str:
-    """The text of a prompt or a small file called `name`, by the rules of `TextReader`."""
+    """The text of a prompt or a small file called `name`, by the rules of `decoded`."""
     blocks = decoded(io.BytesIO(raw), name, replace_invalid=replace_invalid)
     return "".join(text for text, _ in blocks)
 
@@ -131,6 +88,8 @@ def decoded(
 ) -> Iterator[tuple[str, int]]:
     """The file's text in blocks, and how many characters of each stand for invalid bytes or NUL.
 
+    Reads UTF-8, and UTF-16 that has a byte order mark; line ends become \\n. DataError says what is
+    wrong and where, unless `replace_invalid` asks for U+FFFD in its place.
     With `keep_invalid` these are INVALID and NUL, for the caller to judge.
     """
     head = file.read(SIGNATURE_BYTES)

@@ -142,7 +142,8 @@ def find_reference(tokenizer: GPT2Tokenizer, state: dict[str, Any]) -> Reference
     cause = "the model does not say which text it was trained on"
     try:
         if "text_sha256" in state:
-            corpus = read_corpus({"data": "", **state["config"]}, tokenizer, share_rows=False)
+            config = {"data": "", "data_field": "text", "data_errors": "stop", **state["config"]}
+            corpus = read_corpus(config, tokenizer, share_rows=False)
             if corpus.text_sha256 == state["text_sha256"]:
                 return Reference(corpus.train_ids, corpus.val_ids.numpy())
             cause = f"the model was not trained on {corpus.path}"

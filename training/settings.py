@@ -89,6 +89,7 @@ SEED = number(lambda value: is_whole(value) and 0 <= value < 2**31, "a whole num
 SWITCH = Rule(lambda value: isinstance(value, bool), "True or False", read_switch)
 TEXT = Rule(lambda value: isinstance(value, str), "a string")
 FOLDER = Rule(is_path, "a folder's path")
+ERRORS = one_of("stop", "skip")
 PATH_OR_EMPTY = Rule(lambda value: value == "" or is_path(value), "a path, or empty")
 RESUME = Rule(
     lambda value: isinstance(value, bool) or is_path(value),
@@ -144,6 +145,8 @@ KEYS = {
     "weights_path": Key("", "folder or .safetensors of a GPT-2 to tune", PATH_OR_EMPTY, SILENT),
     # the text
     "data": Key("", "a text file; empty: the first found beside train.py", PATH_OR_EMPTY, SILENT),
+    "data_field": Key("text", "where a record of JSON, CSV or Parquet has its text", TEXT, ORDERED),
+    "data_errors": Key("stop", "at what cannot be read: stop, or skip and count", ERRORS, ORDERED),
     "stride": Key(64, "tokens from window to window; fewer overlap", AT_LEAST_1, ORDERED),
     "val_fraction": Key(0.1, "share of the text, its end, for validation", UP_TO_HALF, ORDERED),
     "replace_invalid_utf8": Key(False, "True reads invalid bytes as U+FFFD", SWITCH, ORDERED),

@@ -145,8 +145,11 @@ def options_from(arguments: Sequence[str], script: dict[str, Any]) -> dict[str, 
             help=f"{key.remark} ({script.get(name, key.default)!r})".replace("%", "%%"),
             metavar="VALUE",
             **({"nargs": "?", "const": True} if type(key.default) is bool else {}),
+            **({"nargs": "+"} if name == "data" else {}),
         )
     known, unknown = parser.parse_known_args(arguments)
+    if len(getattr(known, "data", ())) == 1:
+        known.data = known.data[0]
     if unknown:
         names = [text.lstrip("-").split("=")[0] for text in unknown if text.startswith("--")]
         problems = [unknown_key(name) for name in names] or [f"stray argument {unknown[0]!r}"]

@@ -1,5 +1,6 @@
 """A run trains on one part of its text, validates on the rest, and says what it reads."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,29 @@ def test_summary_names_the_file_why_it_and_the_counts(read):
     assert f"{len(corpus.train_ids):,} tokens to train on" in str(corpus)
     assert f"{len(corpus.val_ids):,} to validate on" in str(corpus)
     assert "U+FFFD" not in str(corpus)
+
+
+def test_what_was_found_is_said_each_time(read, text_folder):
+    folder = text_folder / "books"
+    folder.mkdir()
+    story = "Once upon a time a cat sat on a mat. " * 20
+    lines = [
+        json.dumps({"story": story}),
+        json.dumps({"text": story}),
+        json.dumps({"story": story}),
+    ]
+    (folder / "a.jsonl").write_text("\n".join(lines))
+    (folder / "b.txt").write_text(story)
+    (folder / "c.png").write_bytes(b"\x89PNG")
+    (folder / ".d").touch()
+    with pytest.raises(DataError, match=r"no field 'story' \(.*a\.jsonl, line 2 has 'text'\)"):
+        read(data="books", data_field="story")
+    for _ in ("tokenized", "from the cache"):
+        lines = str(read(data="books", data_field="story", data_errors="skip")).splitlines()
+        said = "documents: 3, from 1 jsonl, 1 txt; one is a record's 'story' or what"
+        assert lines[2].strip().startswith(said)
+        assert lines[3].strip() == "passed over: 1 hidden, 1 pictures and the like"
+        assert lines[4].strip().startswith("skipped 1 that cannot be read: no field 'story' (")
 
 
 def test_the_text_beside_the_program_is_the_default_wherever_one_stands(

@@ -1,7 +1,10 @@
 """A text comes in pieces of bounded size whose ids join to tiktoken's on the whole text."""
 
+import tracemalloc
 from itertools import pairwise
 from random import Random
+
+import pytest
 
 from corpus import pieces
 from corpus.pieces import SAFE_CUTS, Piece, cut_of, text_pieces
@@ -56,3 +59,22 @@ def test_a_separator_at_the_end_is_kept_and_an_empty_text_is_one_document():
     assert list(text_pieces([f"a{END_OF_TEXT}"])) == [Piece("a", True)]
     assert list(text_pieces([END_OF_TEXT * 2])) == [Piece("", True)] * 2
     assert list(text_pieces([])) == list(text_pieces(["", ""])) == [Piece("", False)]
+
+
+@pytest.mark.parametrize("char", ["a", " ", "é", "😀"], ids=ascii)
+def test_an_endless_line_comes_in_pieces_of_bounded_size(char):
+    block, num_blocks = char * (1 << 16), 33
+    parts = list(text_pieces(block for _ in range(num_blocks)))
+    assert "".join(part.text for part in parts) == block * num_blocks
+    assert max(len(part.text) for part in parts) <= pieces.MAX_PIECE_CHARS + len(block)
+
+
+@pytest.mark.slow
+def test_a_document_of_two_to_the_31_characters_needs_little_memory():
+    block = "abc def " * (1 << 15)
+    tracemalloc.start()
+    num_chars = sum(len(part.text) for part in text_pieces(block for _ in range(1 << 13)))
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert num_chars == 1 << 31
+    assert peak_bytes < 10_000_000

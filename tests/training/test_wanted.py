@@ -124,3 +124,11 @@ def test_a_resume_takes_the_runs_own_config_but_for_what_was_written_since():
     assert wanted(train.config, {}).resumed({"num_epochs": 2, "gone": 1}, {}) == {
         **DEFAULTS, "num_epochs": 2,
     }  # fmt: skip
+
+
+def test_one_or_several_texts_follow_the_option():
+    assert overridden("--data", "a.txt", "--seed", "1") == {"data": "a.txt", "seed": 1}
+    assert overridden("--data", "a.txt", "b/", "--seed", "1") == {
+        "data": ["a.txt", "b/"],
+        "seed": 1,
+    }
