@@ -4,8 +4,8 @@ Radford et al. 2019, "Language Models are Unsupervised Multitask Learners". Shap
 in tokens, C channels (embedding_dim), H heads, D = C / H head size, V vocabulary.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 INITIAL_STD = 0.02  # of all weights; GPT-2, section 2.3
+Seeds = Tensor | None  # an int64 for each row (B,), from which its dropout follows
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # query, key, value (B, H, T, D) -> the same
 
 
@@ -28,23 +29,43 @@ class InputEmbeddings(nn.Module):
         return self.embedding(tokens)
 
 
-class Dropout(nn.Dropout):
-    """nn.Dropout, whose masks are drawn faster on a CPU."""
+def hashed(numbers: Tensor) -> Tensor:
+    """Each int64 as another that looks random: the end of splitmix64 (Steele et al. 2014)."""
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15), (31, 0)):
+        numbers = numbers ^ ((numbers >> shift) & (2 ** (64 - shift) - 1))  # shifts zeros in
+        numbers = numbers * factor if factor else numbers
+    return numbers
 
-    def forward(self, x: Tensor) -> Tensor:
+
+def dropout_mask(like: Tensor, probability: float, seeds: Seeds = None) -> Tensor:
+    """Zeros with the given probability, to 2^-16 (16 random bits), else what keeps the mean 1.
+
+    The mask of row b follows from seeds[b] alone: it does not matter which rows share a batch, on
+    which device, nor how often it is computed.
+    """
+    if seeds is None:
+        seeds = torch.randint(2**63 - 1, (len(like),))
+    num_dropped = min(round(probability * 2**16), 2**16 - 1)  # of the values of an int16
+    num_elements = math.prod(like.shape[1:])  # of a row; each draw has the bits for four
+    numbers = torch.arange(-(-num_elements // 4), device=like.device)
+    draws = hashed(seeds.to(like.device)[:, None] + numbers).view(torch.int16)
+    mask = torch.empty(like.shape, dtype=like.dtype, device=like.device)
+    torch.ge(draws[:, :num_elements].reshape(like.shape), num_dropped - 2**15, out=mask)
+    return mask.mul_(2**16 / (2**16 - num_dropped))
+
+
+class Dropout(nn.Dropout):
+    """nn.Dropout with a mask for each row (B, ...) that its seed and this place decide."""
+
+    place = 0  # number of this layer in its model, for each is to have masks of its own
+
+    def forward(self, x: Tensor, seeds: Seeds = None) -> Tensor:
         if not self.training or self.p == 0:
             return x
-        return x * dropout_mask(x, self.p) if x.is_cpu else super().forward(x)
+        return x * dropout_mask(x, self.p, self.seeds_here(seeds))
 
-
-def dropout_mask(like: Tensor, probability: float) -> Tensor:
-    """Zeros with the given probability, to 2^-16 (16 random bits), else what keeps the mean 1."""
-    num_dropped = min(round(probability * 2**16), 2**16 - 1)  # of the values of an int16
-    draws = torch.empty(-(-like.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-    draws = draws.view(torch.int16)[: like.numel()].view(like.shape)
-    mask = torch.empty(like.shape, dtype=like.dtype)
-    torch.ge(draws, num_dropped - 2**15, out=mask)
-    return mask.mul_(2**16 / (2**16 - num_dropped))
+    def seeds_here(self, seeds: Seeds) -> Seeds:
+        return None if seeds is None else seeds + self.place * 2**40  # past all numbers of elements
 
 
 class PositionalEncoding(nn.Module):
@@ -55,8 +76,8 @@ class PositionalEncoding(nn.Module):
         self.pe = nn.Parameter(torch.empty(seq_len, embedding_dim))
         self.dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor, positions: slice | Tensor) -> Tensor:
-        return self.dropout(x + self.pe[positions])
+    def forward(self, x: Tensor, positions: slice | Tensor, *, seeds: Seeds = None) -> Tensor:
+        return self.dropout(x + self.pe[positions], seeds)
 
 
 class LayerNormalization(nn.LayerNorm):
@@ -66,18 +87,35 @@ class LayerNormalization(nn.LayerNorm):
         super().__init__(embedding_dim, eps=1e-5)
 
 
-def torch_attention(query: Tensor, key: Tensor, value: Tensor, *, dropout: float) -> Tensor:
+def torch_attention(
+    query: Tensor, key: Tensor, value: Tensor, *, dropout: float = 0.0, seeds: Seeds = None
+) -> Tensor:
     """softmax(query key^T / sqrt(D)) value, each position over those up to it: all (B, H, T, D)."""
-    return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
+    attend = partial(F.scaled_dot_product_attention, dropout_p=dropout, is_causal=True)
+    if dropout == 0 or seeds is None:
+        return attend(query, key, value)
+    return row_by_row(attend, (query, key, value), seeds)
 
 
-def written_attention(query: Tensor, key: Tensor, value: Tensor, *, dropout: float) -> Tensor:
+@torch.compiler.disable  # it cannot trace how generators are seeded
+def row_by_row(attend: Attend, inputs: tuple[Tensor, ...], seeds: Tensor) -> Tensor:
+    """Attention whose dropout torch draws, each row after its own seed."""
+    results = []
+    for seed, *row in zip(seeds.tolist(), *(x.split(1) for x in inputs), strict=True):
+        torch.manual_seed(seed)
+        results.append(attend(*row))
+    return torch.cat(results) if results else inputs[0]
+
+
+def written_attention(
+    query: Tensor, key: Tensor, value: Tensor, *, dropout: float = 0.0, seeds: Seeds = None
+) -> Tensor:
     """The same formula written out, for machines whose torch has no fast kernel for it."""
     T, D = query.shape[-2:]
     future = query.new_full((T, T), float("-inf")).triu(diagonal=1)
     weights = F.softmax((query * D**-0.5) @ key.transpose(-2, -1) + future, dim=-1)
     if dropout > 0:
-        weights = weights * dropout_mask(weights, dropout)
+        weights = weights * dropout_mask(weights, dropout, seeds)
     return weights @ value
 
 
@@ -93,19 +131,21 @@ class MultiHeadAttentionBlock(nn.Module):
         self.qkv = nn.Linear(embedding_dim, 3 * embedding_dim)
         self.projection = nn.Linear(embedding_dim, embedding_dim)
         self.causal_attention = torch_attention
-        self.attention_dropout = dropout
+        self.attention_dropout = Dropout(dropout)
         self.residual_dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor, attend: Attend | None = None) -> Tensor:
+    def forward(self, x: Tensor, attend: Attend | None = None, **seeds: Tensor) -> Tensor:
         B, T, C = x.shape
+        attend = attend or partial(self.attend, **seeds)
         qkv = self.qkv(x).view(B, T, 3, self.num_heads, C // self.num_heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
-        mixed = (attend or self.attend)(query, key, value).transpose(1, 2).reshape(B, T, C)
-        return self.residual_dropout(self.projection(mixed))
+        mixed = attend(query, key, value).transpose(1, 2).reshape(B, T, C)
+        return self.residual_dropout(self.projection(mixed), **seeds)
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        dropout = self.attention_dropout if self.training else 0.0
-        return self.causal_attention(query, key, value, dropout=dropout)
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, *, seeds: Seeds = None) -> Tensor:
+        dropout = self.attention_dropout.p if self.training else 0.0
+        seeds = self.attention_dropout.seeds_here(seeds)
+        return self.causal_attention(query, key, value, dropout=dropout, seeds=seeds)
 
 
 class FeedForwardNetwork(nn.Module):
@@ -117,8 +157,9 @@ class FeedForwardNetwork(nn.Module):
         self.contract = nn.Linear(ffn_hidden_dim, embedding_dim)
         self.dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.contract(F.gelu(self.expand(x), approximate="tanh")))
+    def forward(self, x: Tensor, seeds: Seeds = None) -> Tensor:
+        hidden = F.gelu(self.expand(x), approximate="tanh")
+        return self.dropout(self.contract(hidden), seeds)
 
 
 class TransformerBlock(nn.Module):
@@ -133,9 +174,9 @@ class TransformerBlock(nn.Module):
         self.feed_forward_norm = LayerNormalization(embedding_dim)
         self.feed_forward = FeedForwardNetwork(embedding_dim, ffn_hidden_dim, dropout)
 
-    def forward(self, x: Tensor, attend: Attend | None = None) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), attend)
-        return x + self.feed_forward(self.feed_forward_norm(x))
+    def forward(self, x: Tensor, attend: Attend | None = None, **seeds: Tensor) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), attend, **seeds)
+        return x + self.feed_forward(self.feed_forward_norm(x), **seeds)
 
 
 class Transformer(nn.Module):
@@ -153,6 +194,8 @@ class Transformer(nn.Module):
         self.positional_encoding = positional_encoding
         self.blocks = nn.ModuleList(blocks)
         self.final_norm = final_norm
+        for place, layer in enumerate(m for m in self.modules() if isinstance(m, Dropout)):
+            layer.place = place
 
     @property
     def seq_len(self) -> int:
@@ -168,13 +211,19 @@ class Transformer(nn.Module):
         for block in self.blocks:
             block.attention.causal_attention = ATTENTIONS[name]
 
-    def hidden_states(self, tokens: Tensor, cache: Any | None = None) -> Tensor:
-        """Ids (B, T), which follow what the cache has read -> final states (B, T, C) for `head`."""
+    def hidden_states(
+        self, tokens: Tensor, cache: Any | None = None, *, seeds: Seeds = None
+    ) -> Tensor:
+        """Ids (B, T), which follow what the cache has read -> final states (B, T, C) for `head`.
+
+        With seeds, dropout in training follows from them alone; else the global generator draws.
+        """
         assert tokens.size(1) <= self.seq_len, f"{tokens.size(1)} tokens, context {self.seq_len}"
         positions = cache.extend(tokens.size(1)) if cache else slice(tokens.size(1))
-        x = self.positional_encoding(self.input_embedding(tokens), positions)
+        x = self.positional_encoding(self.input_embedding(tokens), positions, seeds=seeds)
+        seeded = {} if seeds is None else {"seeds": seeds}  # variants may know nothing of it
         for layer, block in enumerate(self.blocks):
-            x = block(x, partial(cache.attend, layer) if cache else None)
+            x = block(x, partial(cache.attend, layer) if cache else None, **seeded)
         return self.final_norm(x)
 
     def head(self, hidden: Tensor) -> Tensor:
@@ -237,19 +286,6 @@ def initialize(model: Transformer) -> None:
             parameter.normal_(std=INITIAL_STD / (2 * len(model.blocks)) ** 0.5)
         else:
             parameter.normal_(std=INITIAL_STD)
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """No dropout and no gradients inside; afterwards each part has the mode that it had."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, was_training in modes.items():
-            module.training = was_training
 
 
 def num_parameters(model: nn.Module) -> int:

@@ -19,7 +19,7 @@ from data import GPTDatasetV1
 from model import Transformer, build_transformer
 from system.machine import Machine, tune_process
 from tokenizer import GPT2Tokenizer
-from training.learner import Learner
+from training.learner import Learner, dropout_seeds
 from training.loss import ALIGNED_ROWS, CHUNK_SIZE, NextTokenLoss
 from training.optim import BETAS
 from training.settings import DEFAULTS
@@ -63,8 +63,15 @@ def ours(task: Task, machine: Machine) -> Steps:
     config = {**DEFAULTS, **asdict(task), "compile": "on" if task.compiled else "auto"}
     model = our_model(task).to(machine.device)
     learner = Learner(model, machine, config, num_shared=task.vocab_size - task.num_rows + 1)
+    return learned(learner, task, task.batch)
+
+
+def learned(learner: Learner, task: Task, batch: Callable[[int], tuple[Tensor, Tensor]]) -> Steps:
+    """The losses of our updates by batches of that number."""
     for number in count():
-        yield learner.update(*map(machine.place, task.batch(number)), LEARNING_RATE).loss
+        inputs, targets = map(learner.machine.place, batch(number))
+        seeds = dropout_seeds(task.seed, number, len(inputs))
+        yield learner.update(inputs, targets, learning_rate=LEARNING_RATE, seeds=seeds).loss
 
 
 def on_text(task: Task, machine: Machine, *, is_exact: bool = False) -> Steps:
@@ -76,8 +83,7 @@ def on_text(task: Task, machine: Machine, *, is_exact: bool = False) -> Steps:
     windows = GPTDatasetV1(text, GPT2Tokenizer(), task.seq_len, task.seq_len)
     batches = Batches(windows, task.batch_size, seed=task.seed)
     learner = Learner(our_model(task).to(machine.device), machine, {**DEFAULTS, **asdict(task)})
-    for number in count():
-        yield learner.update(*map(machine.place, batches[number]), LEARNING_RATE).loss
+    return learned(learner, task, batches.__getitem__)
 
 
 def plain(task: Task, machine: Machine, *, build: Callable[[Task], Module]) -> Steps:
@@ -140,7 +146,7 @@ def loss_alone(task: Task, machine: Machine, *, loss_of: LossOf) -> Steps:
     model = our_model(replace(task, num_layers=1)).to(machine.device)
     shape = (task.batch_size, task.seq_len, task.embedding_dim)
     model.hidden = nn.Parameter(torch.randn(shape, device=machine.device))
-    model.hidden_states = lambda tokens: model.hidden
+    model.hidden_states = lambda tokens, seeds=None: model.hidden
     return updates(task, machine, model, loss_of)
 
 

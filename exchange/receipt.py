@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from generation.decoding import Context, continue_rows
+from generation.decoding import Context, continue_rows, evaluation_mode
 from generation.row import prompt_ids
 from generation.settings import Sampling
-from model import Transformer, evaluation_mode
+from model import Transformer
 from system.errors import ExportError
 from tokenizer import GPT2Tokenizer
 from weights import gpt2_weights

@@ -4,10 +4,10 @@ Shapes: B batch, T time in tokens, C channels, V vocabulary.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from generation.cuda_graph import OneTokenStep
@@ -15,7 +15,7 @@ from generation.guesses import MOST_GUESSES, Guesses
 from generation.kv_cache import KeyValueCache, is_cacheable
 from generation.sampling import choose
 from generation.settings import Sampling
-from model import Transformer, evaluation_mode
+from model import Transformer
 
 REPLAYING = {"cuda"}  # devices that can record a step
 
@@ -198,3 +198,16 @@ def choose_ahead(
         if not rows:
             break
     return chosen
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """No dropout and no gradients inside; afterwards each part has the mode that it had."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, was_training in modes.items():
+            module.training = was_training

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from generation.decoding import window_start
-from model import Transformer, evaluation_mode
+from generation.decoding import evaluation_mode, window_start
+from model import Transformer
 
 ROWS_AT_ONCE = 128  # of logits, 50,257 numbers each
 

@@ -1,4 +1,4 @@
-"""Where a command runs: the device, the precision, threads, memory and seeds."""
+"""Where a command runs: the device, the precision, threads and memory."""
 
 import ctypes
 import os
@@ -6,7 +6,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import psutil
 import torch
 from torch import Tensor, nn
@@ -138,9 +137,3 @@ def has_native_bfloat16() -> bool:
     """Whether this processor multiplies bfloat16 matrices faster than float32 ones."""
     flags = Path("/proc/cpuinfo")  # torch has no public query for this; elsewhere float32 is safe
     return flags.exists() and bool({"avx512_bf16", "amx_bf16"} & set(flags.read_text().split()))
-
-
-def seed_step(seed: int, step: int) -> None:
-    """Makes what step number `step` draws (dropout) a function of (seed, step)."""
-    state = np.random.SeedSequence([seed, step]).generate_state(1)  # torch on a CPU reads 32 bits
-    torch.manual_seed(int(state[0]))

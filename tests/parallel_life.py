@@ -88,7 +88,7 @@ def noting_rows(pieces: Callable, path: Path) -> Callable:
     def noted(learner: Learner, *batch: Any) -> list:
         found = pieces(learner, *batch)
         with path.open("a") as file:  # an update that starts again is noted again
-            file.write(json.dumps([row for x, _ in found for row in x.tolist()]) + "\n")
+            file.write(json.dumps([row for x, *_ in found for row in x.tolist()]) + "\n")
         return found
 
     return noted

@@ -9,7 +9,7 @@ from generation.fast_weights import prepared
 from model import num_parameters
 from storage import checkpoint
 from system.machine import Machine
-from training.learner import Learner
+from training.learner import Learner, dropout_seeds
 from training.settings import DEFAULTS
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -34,7 +34,9 @@ def learned(device: str, precision: str, **changes) -> tuple[list[float], torch.
     losses = []
     for _ in range(6):
         ids = torch.randint(V, (3, T + 1), generator=draws).to(device)
-        losses.append(learner.update(ids[:, :-1], ids[:, 1:], 1e-3).loss)
+        seeds = dropout_seeds(0, len(losses), len(ids))
+        record = learner.update(ids[:, :-1], ids[:, 1:], learning_rate=1e-3, seeds=seeds)
+        losses.append(record.loss)
     weights = [parameter.detach().flatten().cpu() for parameter in learner.model.parameters()]
     return losses, torch.cat(weights)
 

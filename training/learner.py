@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from model import Transformer, evaluation_mode
+from generation.decoding import evaluation_mode
+from model import Transformer, hashed
 from reports.history import UpdateRecord
 from system.errors import NonFiniteError, OutOfRoomError
 from system.machine import Machine
@@ -62,11 +64,16 @@ class Learner:
         )
         self.scaler = machine.gradient_scaler()
 
-    def update(self, inputs: Tensor, targets: Tensor, learning_rate: float) -> UpdateRecord:
-        """Learns from rows of the table (B, T); NonFiniteError leaves the weights as they were."""
+    def update(
+        self, inputs: Tensor, targets: Tensor, *, learning_rate: float, seeds: Tensor
+    ) -> UpdateRecord:
+        """Learns from rows of the table (B, T), whose dropout is a function of `seeds` (B,).
+
+        NonFiniteError leaves the weights as they were.
+        """
         start = time.perf_counter()
         set_learning_rate(self.optimizer, learning_rate)
-        loss = self.accumulate_gradients(inputs, targets)
+        loss = self.accumulate_gradients(inputs, targets, seeds)
         self.scaler.unscale_(self.optimizer)
         norm = clip_gradients(self.model.parameters(), self.config["max_grad_norm"])
         loss, norm = torch.stack([loss, norm]).tolist()  # the only wait for a GPU in an update
@@ -88,7 +95,7 @@ class Learner:
             is_applied=is_applied,
         )
 
-    def accumulate_gradients(self, inputs: Tensor, targets: Tensor) -> Tensor:
+    def accumulate_gradients(self, inputs: Tensor, targets: Tensor, seeds: Tensor) -> Tensor:
         """Mean loss of the whole batch (B, T); its gradient is summed up piece by piece.
 
         Where memory runs out in one process, all of them start again with smaller pieces.
@@ -96,7 +103,7 @@ class Learner:
         most = -(-len(inputs) // self.team.size)  # rows of a process
         for num_tries in count(1):
             with attempt() as tried:
-                total = self.sum_over_pieces(inputs, targets, most)
+                total = self.sum_over_pieces(inputs, targets, seeds)
             if not self.is_any_full(tried):
                 break
             self.optimizer.zero_grad()
@@ -104,23 +111,24 @@ class Learner:
         self.engine.synchronise(inputs, targets)
         return self.team.sum(total) / self.team.size
 
-    def sum_over_pieces(self, inputs: Tensor, targets: Tensor, most: int) -> Tensor:
+    def sum_over_pieces(self, inputs: Tensor, targets: Tensor, seeds: Tensor) -> Tensor:
         """Loss of this process's rows, few at a time; their gradient is added to what there is."""
         num_tokens = targets.numel() / self.team.size  # an engine takes the mean over processes
         total = torch.zeros((), device=inputs.device)
-        pieces = self.pieces(inputs, targets, most)
-        for number, (x, y) in enumerate(pieces, 1):
+        pieces = self.pieces(inputs, targets, seeds)
+        for number, (x, y, own_seeds) in enumerate(pieces, 1):
             with self.engine.piece(is_last=number == len(pieces)):
                 with self.machine.autocast():
-                    loss = self.engine.trained(x, y, num_tokens=num_tokens)
+                    loss = self.engine.trained(x, y, num_tokens=num_tokens, seeds=own_seeds)
                 self.scaler.scale(loss).backward()
             total += loss.detach()
         return total
 
-    def pieces(self, inputs: Tensor, targets: Tensor, most: int) -> list[tuple[Tensor, Tensor]]:
+    def pieces(self, *batch: Tensor) -> list[tuple[Tensor, ...]]:
         """This process's rows, as many pieces as in each process: the last may have no rows."""
         size = self.memory[PIECE]
-        rows = [self.team.share(tensor) for tensor in (inputs, targets)]
+        most = -(-len(batch[0]) // self.team.size)  # rows of a process
+        rows = [self.team.share(tensor) for tensor in batch]
         starts = range(0, most, size)
         return [tuple(tensor[start : start + size] for tensor in rows) for start in starts]
 
@@ -171,6 +179,12 @@ class Learner:
             self.memory[RECOMPUTED] = True
             recompute_activations(self.model)
             self.engine.renew(self.config)
+
+
+def dropout_seeds(seed: int, step: int, num_rows: int) -> Tensor:
+    """An int64 for each row (B,) of global batch `step`, a function of (seed, step, row)."""
+    start = np.random.SeedSequence([seed, step]).generate_state(1, np.uint64).view(np.int64)
+    return hashed(torch.from_numpy(start) + torch.arange(num_rows))
 
 
 def evaluation_batches(

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from model import Seeds
+
 CHUNK_SIZE = 1024  # tokens: few enough for memory, enough for speed
 ALIGNED_ROWS = 64  # of the head: kernels like tables whose width divides by it
 SAFE_LOGIT = 100  # 2^100 for each of 50,257 tokens is still far from the end of float32, 2^128
@@ -39,14 +41,21 @@ class NextTokenLoss(nn.Module):
         self.num_shared = num_shared
         self.chunk_size = chunk_size
 
-    def forward(self, inputs: Tensor, targets: Tensor, num_tokens: int | None = None) -> Tensor:
+    def forward(
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        num_tokens: int | None = None,
+        *,
+        seeds: Seeds = None,
+    ) -> Tensor:
         """Sum of the cross-entropy over `targets` (B, T) divided by `num_tokens`, as a scalar.
 
         By default that is the mean. Targets below 0, as -100 is for torch, are left out. A
         micro-batch, or one process of many, passes the token count of the whole batch instead: then
         losses and gradients only have to be added.
         """
-        hidden = self.model.hidden_states(inputs).flatten(0, 1)
+        hidden = self.model.hidden_states(inputs, seeds=seeds).flatten(0, 1)
         return self._of_hidden(hidden, targets.flatten(), num_tokens)
 
     def _of_hidden(self, hidden: Tensor, targets: Tensor, num_tokens: int | None) -> Tensor:

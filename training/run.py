@@ -23,10 +23,9 @@ from reports.history import Evaluation, History, UpdateRecord, pace_of
 from storage import checkpoint
 from storage.run_folder import COMPARISON_NAME, PLOT_NAME
 from system.errors import NonFiniteError
-from system.machine import seed_step
 from system.process import log, only_warn
 from tokenizer import GPT2Tokenizer
-from training.learner import Learner
+from training.learner import Learner, dropout_seeds
 from training.memory import only_out_of_memory
 from training.optim import OPTIMIZERS
 from training.schedule import learning_rate_at
@@ -92,10 +91,11 @@ class Run:
 
     def update(self) -> None:
         """Makes one update of the weights: batch number `step` at the rate of that step."""
-        seed_step(self.config["seed"], self.step)
         rate = self.learning_rate(self.step)
+        inputs, targets = self.next_batch()
+        seeds = dropout_seeds(self.config["seed"], self.step, len(inputs))
         try:
-            record = self.learner.update(*self.next_batch(), rate)
+            record = self.learner.update(inputs, targets, learning_rate=rate, seeds=seeds)
         except NonFiniteError as error:
             text = self.tokenizer.decode(self.corpus.batches[self.step][0][0].tolist())[:60]
             raise NonFiniteError(

@@ -138,7 +138,7 @@ def test_building_draws_nothing_and_keeps_the_tables_that_no_file_holds(
     model = from_safetensors(huggingface_folder).build_model(7, dropout=0.3)
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(model.table, torch.arange(3.0).exp())
-    assert (model.seq_len, model.blocks[0].attention.attention_dropout) == (7, 0.3)
+    assert (model.seq_len, model.blocks[0].attention.attention_dropout.p) == (7, 0.3)
 
 
 def test_a_resumed_fine_tuning_run_ends_as_the_uninterrupted_one(

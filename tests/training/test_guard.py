@@ -19,9 +19,9 @@ def spoil(monkeypatch, step, change):
     """Lets `change(learner, loss)` act on the gradients and the loss of an update."""
     accumulate, calls = Learner.accumulate_gradients, []
 
-    def spoilt(learner, inputs, targets):
+    def spoilt(learner, *batch):
         calls.append(learner)
-        loss = accumulate(learner, inputs, targets)
+        loss = accumulate(learner, *batch)
         return change(learner, loss) if len(calls) > step else loss
 
     monkeypatch.setattr(Learner, "accumulate_gradients", spoilt)

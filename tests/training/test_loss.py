@@ -116,7 +116,7 @@ def test_logits_of_a_whole_vocabulary_up_to_the_bound_need_no_shift(dtype, lengt
     model = build_transformer(num_rows, T, 2, 1, 1, 0.0, 2)
     direction = F.normalize(torch.randn(2, generator=torch.Generator().manual_seed(2)), dim=0)
     hidden = direction.expand(B, T, 2).clone().requires_grad_()
-    model.hidden_states = lambda tokens: hidden
+    model.hidden_states = lambda tokens, seeds: hidden
     table = model.input_embedding.embedding.weight
     with torch.no_grad():
         table.copy_(-length * direction if signs != "all up" else length * direction)
