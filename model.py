@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 INITIAL_STD = 0.02  # of all weights; GPT-2, section 2.3
 Seeds = Tensor | None  # an int64 for each row (B,), from which its dropout follows
+Mask = Tensor | None  # who looks at whom (B, 1, T, T), in place of each at all up to it
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # query, key, value (B, H, T, D) -> the same
 
 
@@ -88,13 +89,12 @@ class LayerNormalization(nn.LayerNorm):
 
 
 def torch_attention(
-    query: Tensor, key: Tensor, value: Tensor, *, dropout: float = 0.0, seeds: Seeds = None
+    *inputs: Tensor, mask: Mask = None, dropout: float = 0.0, seeds: Seeds = None
 ) -> Tensor:
     """softmax(query key^T / sqrt(D)) value, each position over those up to it: all (B, H, T, D)."""
-    attend = partial(F.scaled_dot_product_attention, dropout_p=dropout, is_causal=True)
-    if dropout == 0 or seeds is None:
-        return attend(query, key, value)
-    return row_by_row(attend, (query, key, value), seeds)
+    inputs, is_causal = (inputs, True) if mask is None else ((*inputs, mask), False)
+    attend = partial(F.scaled_dot_product_attention, dropout_p=dropout, is_causal=is_causal)
+    return attend(*inputs) if dropout == 0 or seeds is None else row_by_row(attend, inputs, seeds)
 
 
 @torch.compiler.disable  # it cannot trace how generators are seeded
@@ -108,12 +108,15 @@ def row_by_row(attend: Attend, inputs: tuple[Tensor, ...], seeds: Tensor) -> Ten
 
 
 def written_attention(
-    query: Tensor, key: Tensor, value: Tensor, *, dropout: float = 0.0, seeds: Seeds = None
+    *inputs: Tensor, mask: Mask = None, dropout: float = 0.0, seeds: Seeds = None
 ) -> Tensor:
     """The same formula written out, for machines whose torch has no fast kernel for it."""
+    query, key, value = inputs
     T, D = query.shape[-2:]
-    future = query.new_full((T, T), float("-inf")).triu(diagonal=1)
-    weights = F.softmax((query * D**-0.5) @ key.transpose(-2, -1) + future, dim=-1)
+    hidden = query.new_full((T, T), float("-inf")).triu(diagonal=1)
+    if mask is not None:
+        hidden = query.new_zeros(mask.shape).masked_fill(~mask, float("-inf"))
+    weights = F.softmax((query * D**-0.5) @ key.transpose(-2, -1) + hidden, dim=-1)
     if dropout > 0:
         weights = weights * dropout_mask(weights, dropout, seeds)
     return weights @ value
@@ -142,10 +145,10 @@ class MultiHeadAttentionBlock(nn.Module):
         mixed = attend(query, key, value).transpose(1, 2).reshape(B, T, C)
         return self.residual_dropout(self.projection(mixed), **seeds)
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, *, seeds: Seeds = None) -> Tensor:
+    def attend(self, *inputs: Tensor, mask: Mask = None, seeds: Seeds = None) -> Tensor:
         dropout = self.attention_dropout.p if self.training else 0.0
         seeds = self.attention_dropout.seeds_here(seeds)
-        return self.causal_attention(query, key, value, dropout=dropout, seeds=seeds)
+        return self.causal_attention(*inputs, mask=mask, dropout=dropout, seeds=seeds)
 
 
 class FeedForwardNetwork(nn.Module):

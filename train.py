@@ -53,6 +53,7 @@ config = {
     "stride": 64,  # tokens from window to window; fewer overlap
     "val_fraction": 0.1,  # share of the text, its end, for validation
     "replace_invalid_utf8": False,  # True reads invalid bytes as U+FFFD
+    "mask_documents": False,  # True reads each document of a window alone
     "share_unused_tokens": True,  # one row for all tokens that the text lacks
     # reports and files
     "eval_freq": 500,  # updates between evaluations; an epoch ends with one too

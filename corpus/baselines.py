@@ -21,28 +21,26 @@ NUM_BLOCKS = 64
 
 
 def baselines(
-    train_ids: np.ndarray, val_ids: np.ndarray, tokenizer: GPT2Tokenizer
+    train_ids: np.ndarray, val_ids: np.ndarray, is_predicted: np.ndarray, tokenizer: GPT2Tokenizer
 ) -> dict[str, float]:
     """Bits a byte of val_ids[1:] by name: "unigram", "bigram" and "xz".
 
-    The first two know the counts of the training part, xz -9 its end. Each reads the validation
-    text from its first token on, as a model does.
+    The first two know the counts of the training part and are asked for what `is_predicted` alone;
+    xz -9 knows the end of that part, and its number is about all of the validation text.
     """
     encoding = tokenizer.encoding
-    num_bytes = len(encoding.decode_bytes(val_ids[1:].tolist()))
     train = spread_sample(train_ids, MAX_COUNTED).astype(np.int64)
     val = val_ids.astype(np.int64)
     alone = unigram(train, encoding.n_vocab)
+    before = encoding.decode_bytes(train_ids[-MAX_COUNTED:].tolist())[-MAX_COMPRESSED:]
     bits = {
-        "unigram": -np.log2(alone[val[1:]]).sum(),
-        "bigram": -np.log2(bigram(train, val, alone)).sum(),
-        "xz": 8
-        * num_added_bytes(
-            encoding.decode_bytes(train_ids[-MAX_COUNTED:].tolist())[-MAX_COMPRESSED:],
-            encoding.decode_bytes(val_ids.tolist()),
-        ),
+        "unigram": -np.log2(alone[val[1:]])[is_predicted].sum(),
+        "bigram": -np.log2(bigram(train, val, alone))[is_predicted].sum(),
+        "xz": 8 * num_added_bytes(before, encoding.decode_bytes(val.tolist())),
     }
-    return {name: float(total) / num_bytes for name, total in bits.items()}
+    predicted = dict.fromkeys(bits, val[1:][is_predicted]) | {"xz": val[1:]}
+    num_bytes = {name: len(encoding.decode_bytes(ids.tolist())) for name, ids in predicted.items()}
+    return {name: float(total) / max(1, num_bytes[name]) for name, total in bits.items()}
 
 
 def spread_sample(ids: np.ndarray, most: int) -> np.ndarray:

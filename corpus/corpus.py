@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,19 +34,30 @@ class Corpus:
     batches: Batches
     vocabulary: Vocabulary
     val_ids: Tensor  # (N,) int64
-    num_val_bytes: int  # of the text that val_ids[1:] stand for
+    masks_documents: bool
     cache_folders: list[Path]  # where notes about the text may be kept
+
+    @property
+    def is_predicted(self) -> np.ndarray:
+        """Which of val_ids[1:] an evaluation is about, (N - 1,)."""
+        return (self.val_ids[:-1].numpy() != END_OF_TEXT_ID) | (not self.masks_documents)
+
+    @cached_property
+    def num_val_bytes(self) -> int:
+        """Of the text that the predicted tokens stand for."""
+        predicted = self.val_ids[1:].numpy()[self.is_predicted]
+        return max(1, len(GPT2Tokenizer().encoding.decode_bytes(predicted.tolist())))
 
     @property
     def key(self) -> str:
         """Names the text and its parts."""
         val_sha256 = hashlib.sha256(self.val_ids.numpy().tobytes()).hexdigest()
-        return f"{self.text_sha256} {len(self.train_ids)} {val_sha256}"
+        return f"{self.text_sha256} {len(self.train_ids)} {val_sha256} {self.is_predicted.sum()}"
 
     def baselines(self) -> dict[str, float]:
         """Bits a byte of predictors without a network, noted beside the tokens."""
         paths = [folder / "baselines.json" for folder in self.cache_folders]
-        parts = self.train_ids, self.val_ids.numpy()
+        parts = self.train_ids, self.val_ids.numpy(), self.is_predicted
         return remembered(paths, self.key, lambda: baselines(*parts, GPT2Tokenizer()))
 
     def __str__(self) -> str:
@@ -99,7 +111,7 @@ def read_corpus(
             text.used_before(len(train_ids)), tokenizer.encoding.n_vocab, share_rows=share_rows
         ),
         val_ids=torch.from_numpy(val_ids),
-        num_val_bytes=len(tokenizer.encoding.decode_bytes(val_ids[1:].tolist())),
+        masks_documents=config["mask_documents"],
         cache_folders=[parent / ".tokens" for parent in parents],
     )
 

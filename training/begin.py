@@ -20,7 +20,7 @@ from storage import checkpoint, run_folder, sharded
 from system.errors import CheckpointError, ConfigError, DataError, ProcessesError
 from system.machine import Machine, tune_process
 from system.process import log, warn
-from tokenizer import TABLE_SHA256, GPT2Tokenizer
+from tokenizer import END_OF_TEXT_ID, TABLE_SHA256, GPT2Tokenizer
 from training import capacity, store
 from training.learner import Learner
 from training.parallel import ALONE, Alone
@@ -62,8 +62,10 @@ def begin(wanted: Wanted, team: "Alone | Team" = ALONE) -> Run:
     if team.is_first:
         capacity.check(config, corpus, machine, run_id=start.state.get("run_id"))
     model = start.build_model(corpus.vocabulary, machine)
-    num_shared = corpus.vocabulary.num_shared
-    learner = Learner(model, machine, config, num_shared=num_shared, team=team)
+    num_shared, separator = corpus.vocabulary.num_shared, None
+    if config["mask_documents"]:
+        separator = int(corpus.vocabulary.row_of_token[END_OF_TEXT_ID])
+    learner = Learner(model, machine, config, num_shared=num_shared, separator=separator, team=team)
     run = Run(config, {**wanted.script, "resume": False}, corpus, learner)
     log(run.describe())
     if start.path:

@@ -46,6 +46,7 @@ class Learner:
         config: dict[str, Any],
         *,
         num_shared: int = 1,
+        separator: int | None = None,
         team: "Alone | Team" = ALONE,
     ) -> None:
         self.model, self.machine, self.team = model, machine, team
@@ -53,12 +54,14 @@ class Learner:
         is_cpu = machine.device.type == "cpu"
         model.use_attention("written" if is_cpu else "torch")
         chunk_size = 1024 if is_cpu else 4096
-        objective = NextTokenLoss(model, num_shared=num_shared, chunk_size=chunk_size)
+        self.loss = NextTokenLoss(
+            model, num_shared=num_shared, chunk_size=chunk_size, separator=separator
+        )
         self.memory = {PIECE: config["batch_size"], EVALUATED: config["batch_size"]}
         self.memory[RECOMPUTED] = config["checkpoint_activations"]
         if self.memory[RECOMPUTED]:
             recompute_activations(model)
-        self.engine = engine_for(team, objective, machine, config)
+        self.engine = engine_for(team, self.loss, machine, config)
         self.optimizer = build_optimizer(
             model, config["optimizer"], weight_decay=config["weight_decay"]
         )
@@ -113,7 +116,8 @@ class Learner:
 
     def sum_over_pieces(self, inputs: Tensor, targets: Tensor, seeds: Tensor) -> Tensor:
         """Loss of this process's rows, few at a time; their gradient is added to what there is."""
-        num_tokens = targets.numel() / self.team.size  # an engine takes the mean over processes
+        num_tokens = max(1, self.loss.num_predicted(inputs, targets))
+        num_tokens /= self.team.size  # an engine takes the mean over processes
         total = torch.zeros((), device=inputs.device)
         pieces = self.pieces(inputs, targets, seeds)
         for number, (x, y, own_seeds) in enumerate(pieces, 1):
@@ -133,14 +137,17 @@ class Learner:
         return [tuple(tensor[start : start + size] for tensor in rows) for start in starts]
 
     def mean_loss(self, ids: Tensor) -> float:
-        """Mean next-token loss over ids (N,), in nats: all but the first are predicted once."""
+        """Mean next-token loss over ids (N,), in nats: all but the first are predicted once.
+
+        With a separator the first one of each document is not predicted either.
+        """
         for num_tries in count(1):
             with attempt() as tried:
                 total = torch.tensor(self.sum_over_windows(ids), dtype=torch.float64)
             if not self.is_any_full(tried):
                 break
             self.use_less_memory(EVALUATED, len(ids), num_tries)
-        return self.team.sum(total).item() / (len(ids) - 1)
+        return self.team.sum(total).item() / max(1, self.loss.num_predicted(ids[:-1], ids[1:]))
 
     def sum_over_windows(self, ids: Tensor) -> float:
         """Loss of this process's share of the windows that ids (N,) are cut into."""

@@ -29,17 +29,26 @@ class NextTokenLoss(nn.Module):
 
     The last embedding row stands for `num_shared` tokens (see vocabulary.py): its exponential
     enters the softmax sum that many times. With 1 this is the ordinary cross-entropy.
+
+    With a separator, the last token of a document, each document is read as if it stood alone: the
+    model looks at nothing before it, and the first token of it is not predicted.
     """
 
     eager_parts = ("_of_hidden",)  # a traced loop is unrolled and loses its one buffer
 
     def __init__(
-        self, model: nn.Module, *, num_shared: int = 1, chunk_size: int = CHUNK_SIZE
+        self,
+        model: nn.Module,
+        *,
+        num_shared: int = 1,
+        chunk_size: int = CHUNK_SIZE,
+        separator: int | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.num_shared = num_shared
         self.chunk_size = chunk_size
+        self.separator = separator
 
     def forward(
         self,
@@ -55,11 +64,23 @@ class NextTokenLoss(nn.Module):
         micro-batch, or one process of many, passes the token count of the whole batch instead: then
         losses and gradients only have to be added.
         """
-        hidden = self.model.hidden_states(inputs, seeds=seeds).flatten(0, 1)
+        apart = ()
+        if self.separator is not None:
+            is_end = inputs == self.separator
+            apart = [DocumentsApart(self.model, is_end, seeds)]
+            targets = targets.masked_fill(is_end, -100)
+        hidden = self.model.hidden_states(inputs, *apart, seeds=seeds).flatten(0, 1)
         return self._of_hidden(hidden, targets.flatten(), num_tokens)
 
+    def num_predicted(self, inputs: Tensor, targets: Tensor) -> int:
+        """How many of the targets (B, T) the loss is about, those below 0 aside."""
+        if self.separator is None:
+            return targets.numel()
+        return int((inputs != self.separator).sum())
+
     def _of_hidden(self, hidden: Tensor, targets: Tensor, num_tokens: int | None) -> Tensor:
-        if (num_tokens is None or targets.is_cpu) and (targets < 0).any():  # training never waits
+        may_wait = num_tokens is None or targets.is_cpu or self.separator is not None
+        if may_wait and (targets < 0).any():  # else training never waits for a GPU
             hidden, targets = hidden[targets >= 0], targets[targets >= 0]
         num_tokens = num_tokens or max(1, len(targets))
         device = hidden.device.type
@@ -108,6 +129,29 @@ class NextTokenLoss(nn.Module):
         for start in range(0, max(1, len(x)), self.chunk_size):
             chunk = slice(start, min(start + self.chunk_size, len(x)))
             yield chunk, torch.mm(x[chunk], head.T, out=buffer[: chunk.stop - start])
+
+
+class DocumentsApart:
+    """Stands in for a model's cache, so that each document in a row is read as if it stood alone.
+
+    `is_end` (B, T) says which tokens are the last of their document.
+    """
+
+    def __init__(self, model: nn.Module, is_end: Tensor, seeds: Seeds = None) -> None:
+        self.blocks, self.seeds = model.blocks, seeds
+        document = is_end.cumsum(1) - is_end.long()  # its number
+        first = torch.searchsorted(document, document)  # where that stands first
+        self.positions = torch.arange(is_end.size(1), device=is_end.device) - first  # (B, T)
+        is_same = document[:, :, None] == document[:, None, :]
+        self.mask = is_same.tril()[:, None]  # (B, 1, T, T), the causal one included
+
+    def extend(self, num_tokens: int) -> Tensor:
+        """The tokens' positions, which restart with each document."""
+        return self.positions
+
+    def attend(self, layer: int, *inputs: Tensor) -> Tensor:
+        """What each token makes of its own document up to itself."""
+        return self.blocks[layer].attention.attend(*inputs, mask=self.mask, seeds=self.seeds)
 
 
 class _KnownGradients(torch.autograd.Function):

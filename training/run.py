@@ -156,7 +156,7 @@ class Run:
                 f"training diverged (validation loss {loss} at step {self.step}, learning rate "
                 f"{self.learning_rate(self.step):.2g}): lower learning_rate"
             )
-        bits = loss * (len(self.val_rows) - 1) / math.log(2) / self.corpus.num_val_bytes
+        bits = loss * int(self.corpus.is_predicted.sum()) / math.log(2) / self.corpus.num_val_bytes
         tokens_seen = sum(self.history.num_tokens)
         self.history.evaluations.append(Evaluation(self.step, tokens_seen, loss, bits))
 

@@ -150,6 +150,7 @@ KEYS = {
     "stride": Key(64, "tokens from window to window; fewer overlap", AT_LEAST_1, ORDERED),
     "val_fraction": Key(0.1, "share of the text, its end, for validation", UP_TO_HALF, ORDERED),
     "replace_invalid_utf8": Key(False, "True reads invalid bytes as U+FFFD", SWITCH, ORDERED),
+    "mask_documents": Key(False, "True reads each document of a window alone", SWITCH, ORDERED),
     "share_unused_tokens": Key(True, "one row for all tokens that the text lacks", SWITCH, ORDERED),
     # reports and files
     "eval_freq": Key(500, "updates between evaluations; an epoch ends with one too", AT_LEAST_1),

@@ -48,7 +48,8 @@ def naive_bits(train: list[int], val: list[int]) -> tuple[float, float]:
 def test_the_baselines_are_those_of_a_naive_count_and_of_xz(tokenizer, train, val):
     train_ids, val_ids = (tokenizer.encode(text, allowed_special="all") for text in (train, val))
     num_bytes = len(tokenizer.decode(val_ids[1:]).encode())
-    found = baselines(np.array(train_ids, np.uint16), np.array(val_ids, np.int64), tokenizer)
+    ids = np.array(train_ids, np.uint16), np.array(val_ids, np.int64)
+    found = baselines(*ids, np.ones(len(val_ids) - 1, bool), tokenizer)
     alone, following = naive_bits(train_ids, val_ids)
     before = train.encode()
     added = len(lzma.compress(before + val.encode(), preset=9)) - len(
@@ -56,6 +57,19 @@ def test_the_baselines_are_those_of_a_naive_count_and_of_xz(tokenizer, train, va
     )
     expected = {"unigram": alone, "bigram": following, "xz": 8 * added}
     assert found == pytest.approx({name: bits / num_bytes for name, bits in expected.items()})
+
+
+def test_counts_are_asked_for_what_an_evaluation_is_about_alone(tokenizer):
+    texts = ("a cat sat. a dog sat.", "a cat<|endoftext|>Once sat<|endoftext|>")
+    train, val = (np.array(tokenizer.encode(text, allowed_special="all")) for text in texts)
+    is_predicted = val[:-1] != 50256
+    found = baselines(train, val, is_predicted, tokenizer)
+    everything = baselines(train, val, np.ones(len(val) - 1, bool), tokenizer)
+    p = unigram(train, V)[val[1:]][is_predicted]
+    num_bytes = len(" cat<|endoftext|> sat<|endoftext|>")
+    assert found["unigram"] == pytest.approx(-np.log2(p).sum() / num_bytes)
+    assert found["bigram"] != everything["bigram"]
+    assert found["xz"] == everything["xz"]
 
 
 def test_probabilities_sum_to_one_after_every_token():
@@ -84,7 +98,7 @@ def test_a_large_training_part_is_read_in_blocks_over_all_of_it(tokenizer, monke
     monkeypatch.setattr(module, "MAX_COMPRESSED", 1000)
     text = "Once there was a cat. " * 500
     ids = np.array(tokenizer.encode(text), np.uint16)
-    found = baselines(ids, ids[:100], tokenizer)
+    found = baselines(ids, ids[:100], np.ones(99, bool), tokenizer)
     before, val = text[-1000:].encode(), tokenizer.decode(ids[:100].tolist()).encode()
     added = compressed_size(before + val) - compressed_size(before)
     assert found["xz"] == pytest.approx(8 * added / len(tokenizer.decode(ids[1:100].tolist())))
