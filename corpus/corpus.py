@@ -111,7 +111,7 @@ def read_corpus(
             text.used_before(len(train_ids)), tokenizer.encoding.n_vocab, share_rows=share_rows
         ),
         val_ids=torch.from_numpy(val_ids),
-        masks_documents=config["mask_documents"],
+        masks_documents=config.get("mask_documents", False),  # not in earlier files
         cache_folders=[parent / ".tokens" for parent in parents],
     )
 
