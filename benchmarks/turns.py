@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, redirect_stdout, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import product
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from system.machine import Machine, choose_device
 from system.process import describe, log
+from training.ways import machine_for
 
 REST_SECONDS = 0.2  # before a step, so that the threads of the one before have stopped waiting
 Steps = Iterator[object]  # makes a step each time it is asked for the next; begins at the first
@@ -53,7 +54,7 @@ class Task:
     new_tokens: int = field(default=0, repr=False)
 
     def machine(self) -> Machine:
-        return Machine.choose(self.device, self.precision)
+        return machine_for(asdict(self), self.num_rows)
 
     @property
     def num_tokens(self) -> int:

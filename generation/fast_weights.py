@@ -8,7 +8,7 @@ the choice between the likeliest tokens is made in float32.
 Shapes: B batch, T time, C channels, V vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from functools import partial
 
@@ -17,12 +17,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model import Transformer
+from system.choice import Choices, Piece, noise
 from system.errors import ConfigError
-from system.machine import choose_precision
+from system.machine import TYPES
 
 NUM_REPAIRED = 32  # logits of each row that are computed again in float32
 STEPS = 127  # of an int8, on either side of 0
 SMALLEST = 1e-12  # what they stand for in a row of zeros
+MOST_NUMBERS = 1 << 23  # of the table that are read to measure: more than a processor's caches hold
+PROMPT, TEXT = 64, 128  # tokens read at once and one by one: the work that is measured
+NEAR = 2e-2  # what 8 bits of mantissa may lose, as a share of a result's norm
 Linear = Callable[[Tensor], Tensor]
 
 
@@ -97,22 +101,21 @@ def prepared(
 ) -> Transformer:
     """A copy for generation only, on the device; the model stays as and where it is.
 
-    "auto" is bfloat16 where the processor has it, else float32. Whatever the blocks are made of,
-    their linear layers are replaced and the rest is shared with the model.
+    "auto" is the type that is read fastest here; so is the layout, of any type. Whatever the
+    blocks are made of, their linear layers are replaced and the rest is shared with the model.
     """
     device = model.device if device is None else torch.device(device)
     if precision == "int8" and device.type != "cpu":
         raise ConfigError(f"int8 weights are for CPUs (device {device}): use bfloat16")
-    dtype, _ = choose_precision(device, "bfloat16" if precision == "int8" else precision)
+    result = shared_copy(model, device).eval()
+    names = {"auto": TYPES, "int8": ["bfloat16"]}.get(precision, [precision])
+    layout, dtype = fastest_layer(result, names)
 
     def linear(weight: Tensor, bias: Tensor | None) -> Linear:
         if precision == "int8" and weight.size(1) > 1:  # torch multiplies one column wrongly
             return Int8Linear(weight, bias)
-        has_product = hasattr(torch.ops.mkldnn, "_reorder_linear_weight")  # not every build has it
-        is_packed = device.type == "cpu" and dtype != torch.float16 and has_product
-        return (PackedLinear if is_packed else CastLinear)(weight, bias, dtype)
+        return layout(weight, bias, dtype)
 
-    result = shared_copy(model, device).eval()
     if has_tied_head(result):
         table = result.input_embedding.embedding.weight
         output = linear(table, None).forward  # as a module, the class's own `head` would hide it
@@ -128,6 +131,34 @@ def prepared(
                 fast = linear(layer.weight, layer.bias)
                 setattr(parent, name, fast if layer in among_their_like else Wide(fast))
     return result
+
+
+def fastest_layer(model: Transformer, names: Sequence[str]) -> tuple[type, torch.dtype]:
+    """The layout and the type, of those named, in which the model's weights are read fastest."""
+    layers = [layer for layer in model.blocks[0].modules() if type(layer) is nn.Linear]
+    table = model.input_embedding.embedding.weight
+    weights = [layer.weight for layer in layers] + [table[: MOST_NUMBERS // table.size(1)]]
+    counts = [len(model.blocks)] * len(layers) + [len(table) / len(weights[-1])]
+
+    def reading(share: float, *, layout: type, dtype: torch.dtype) -> list[Piece]:
+        pieces = []
+        for weight, count in zip(weights, counts, strict=True):
+            layer, cases = layout(weight, None, dtype), [(1, TEXT), (PROMPT, 1)]
+            for num_rows, times in cases[:1] if weight is weights[-1] else cases:
+                x = noise(num_rows, weight.size(1)).to(weight)
+                amount = 2.0 * num_rows * weight.numel()
+                pieces.append(Piece(partial(layer, x), amount, count * times))
+        return pieces
+
+    ways = {
+        f"{name} {layout.__name__}": partial(reading, layout=layout, dtype=getattr(torch, name))
+        for name in names
+        for layout in (CastLinear, PackedLinear)
+    }
+    choices = Choices("writing", str(model.device), [weight.shape for weight in weights], counts)
+    name = choices.of(", ".join(names), ways, tolerance=NEAR).name
+    choices.remember()
+    return ways[name].keywords["layout"], ways[name].keywords["dtype"]
 
 
 def holds_linear_layers_alone(part: nn.Module) -> bool:

@@ -1,39 +1,49 @@
 """Where a command runs: the device, the precision, threads and memory."""
 
 import ctypes
+import math
 import os
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import psutil
 import torch
 from torch import Tensor, nn
 
+from system.choice import Choice, Choices, Piece, noise
 from system.errors import ConfigError
 from system.process import warn
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
-CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+CGROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+TYPES = ("float32", "bfloat16", "float16")  # of products; one must win over those before it
+NEAR = 1e-2  # what 8 bits of mantissa may lose, as a share of a result's norm
+MOST_ROWS = 2048  # of a matrix that is timed: a longer one is multiplied at the same rate
+SHAPES = ((1024, 768, 3072, 1),)  # where nobody has said which
+Shape = tuple[int, int, int, int]  # (N, K) by (K, M), and how often
 
 
 @dataclass(frozen=True)
 class Machine:
-    """The device of a run and the type of its matrix products, each with the reason."""
+    """The device of a run, the type of its matrix products, and ways to compute the rest."""
 
     device: torch.device
     dtype: torch.dtype
-    reasons: tuple[str, str]
+    reason: str  # for each, in one line
+    ways: dict[str, str] = field(default_factory=dict)  # by question; else the first of its table
 
     @classmethod
-    def choose(cls, device_name: str = "auto", precision: str = "auto") -> "Machine":
-        device, device_reason = choose_device(device_name)
-        dtype, dtype_reason = choose_precision(device, precision)
-        return cls(device, dtype, (device_reason, dtype_reason))
+    def choose(cls, device_name: str = "auto", precision: str = "float32") -> "Machine":
+        """A machine on which nothing is measured."""
+        device, reason = choose_device(device_name)
+        dtype = getattr(torch, precision)
+        return cls(device, dtype, f"{device} ({reason}), {precision} (as configured)")
 
     def __str__(self) -> str:
-        precision = str(self.dtype).removeprefix("torch.")
-        return f"{self.device} ({self.reasons[0]}), {precision} ({self.reasons[1]})"
+        return self.reason
 
     def autocast(self) -> torch.autocast:
         """A context in which matrix products run in `dtype`."""
@@ -95,13 +105,33 @@ def tune_process() -> None:
 
 def num_cores() -> int:
     """Physical cores that this process may use, or what a container allows it if that is less."""
-    limits = [psutil.cpu_count(logical=False) or psutil.cpu_count() or 1]
+    limits = [psutil.cpu_count(logical=False) or psutil.cpu_count() or 1, processor_quota()]
     if hasattr(psutil.Process, "cpu_affinity"):  # macOS binds no process to processors
         limits.append(len(psutil.Process().cpu_affinity()))
-    quota, period = CPU_QUOTA.read_text().split() if CPU_QUOTA.exists() else ("max", "")
-    if quota != "max":  # of processor time in each period
-        limits.append(max(1, int(quota) // int(period)))
-    return min(limits)
+    return max(1, int(min(limits)))
+
+
+def processor_quota() -> float:
+    """Processors whose time the control groups of this process share, by version 1 or 2 of them."""
+    quotas = [math.inf]
+    lines = OWN_GROUPS.read_text().splitlines() if OWN_GROUPS.exists() else []
+    for _, controllers, group in (line.split(":", 2) for line in lines):
+        top = CGROUPS / controllers
+        own = top / group.strip("/")
+        for folder in (own, *own.parents):
+            if folder.is_relative_to(top):
+                quotas.append(quota_of(folder))
+    return min(quotas)
+
+
+def quota_of(folder: Path) -> float:
+    """Processor time in each period of time, which one group allows."""
+    files = ["cpu.max"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
+    for names in files:
+        if all((folder / name).exists() for name in names):
+            quota, period = " ".join((folder / name).read_text() for name in names).split()
+            return math.inf if quota in ("max", "-1") else int(quota) / int(period)
+    return math.inf
 
 
 def choose_device(wanted: str) -> tuple[torch.device, str]:
@@ -120,20 +150,39 @@ def choose_device(wanted: str) -> tuple[torch.device, str]:
     return torch.device("cpu"), f"no GPU found, {torch.get_num_threads()} threads"
 
 
-def choose_precision(device: torch.device, wanted: str) -> tuple[torch.dtype, str]:
-    """The type of matrix products and why; "auto" is the fastest that the hardware has natively."""
+def choose_precision(
+    device: torch.device,
+    wanted: str,
+    choices: Choices | None = None,
+    *,
+    shapes: Sequence[Shape] = SHAPES,
+) -> Choice:
+    """The type of matrix products: the wanted one, or for "auto" the fastest with the shapes."""
     if wanted != "auto":
-        return getattr(torch, wanted), "as configured"
-    if device.type == "cuda":
-        if torch.cuda.get_device_capability(device) >= (8, 0):
-            return torch.bfloat16, "native here"
-        return torch.float16, "no native bfloat16 here"
-    if device.type == "cpu" and has_native_bfloat16():
-        return torch.bfloat16, "native here"
-    return torch.float32, "no native bfloat16 here"
+        return Choice(wanted, reason="as configured")
+    ways = {
+        name: partial(products, shapes=shapes, device=device, dtype=getattr(torch, name))
+        for name in TYPES
+    }
+    try:
+        return (choices or Choices(device, shapes)).of("precision", ways, tolerance=NEAR)
+    except Exception:  # torch has a dozen kinds of them
+        if device.type != "cuda":
+            raise
+        has_bfloat16 = torch.cuda.get_device_capability(device) >= (8, 0)
+        return Choice("bfloat16" if has_bfloat16 else "float16", reason="not measured, native here")
 
 
-def has_native_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 matrices faster than float32 ones."""
-    flags = Path("/proc/cpuinfo")  # torch has no public query for this; elsewhere float32 is safe
-    return flags.exists() and bool({"avx512_bf16", "amx_bf16"} & set(flags.read_text().split()))
+def products(
+    share: float, *, shapes: Sequence[Shape], device: torch.device, dtype: torch.dtype
+) -> list[Piece]:
+    """For each shape the product and those of both gradients, for a share of the N rows."""
+    pieces = []
+    for num_rows, inputs, outputs, count in shapes:
+        N, M = max(1, round(num_rows * share)), min(outputs, MOST_ROWS)
+        sizes = (N, inputs), (M, inputs), (N, M)
+        x, weight, d_y = (noise(*size).to(device, dtype) for size in sizes)
+        for pair in ((x, weight.T), (d_y, weight), (d_y.T, x)):
+            amount = 2.0 * N * inputs * M
+            pieces.append(Piece(partial(torch.mm, *pair), amount, count * outputs / M))
+    return pieces

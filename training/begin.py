@@ -18,7 +18,7 @@ from corpus.vocabulary import Vocabulary
 from model import Transformer
 from storage import checkpoint, run_folder, sharded
 from system.errors import CheckpointError, ConfigError, DataError, ProcessesError
-from system.machine import Machine, tune_process
+from system.machine import Machine, choose_device, tune_process
 from system.process import log, warn
 from tokenizer import END_OF_TEXT_ID, TABLE_SHA256, GPT2Tokenizer
 from training import capacity, store
@@ -27,6 +27,7 @@ from training.parallel import ALONE, Alone
 from training.run import Run
 from training.settings import FIXED, FREE, KEYS, ORDERED
 from training.wanted import Wanted, check, shown
+from training.ways import machine_for
 
 if TYPE_CHECKING:
     from training.team import Team
@@ -51,7 +52,8 @@ def begin(wanted: Wanted, team: "Alone | Team" = ALONE) -> Run:
     start = resumed(wanted) if wanted.config["resume"] else started(wanted)
     config = start.config
     tune_process()
-    machine = chosen_machine(config, team)
+    device = team.start(config["device"])
+    choose_device(device)  # one that is not here is said at once
     order = start.state.get("order", EARLIER) if start.path else NOW
     corpus = read_corpus(
         config, GPT2Tokenizer(), share_rows=config["share_unused_tokens"], order=order
@@ -59,6 +61,8 @@ def begin(wanted: Wanted, team: "Alone | Team" = ALONE) -> Run:
     if start.path:
         check_same_order(start, corpus)
     check_same(team, facts_of(start, corpus))
+    choose = partial(machine_for, {**config, "device": device}, corpus.vocabulary.size)
+    machine = chosen_machine(choose, team, kept=start.state.get("ways"))
     if team.is_first:
         capacity.check(config, corpus, machine, run_id=start.state.get("run_id"))
     model = start.build_model(corpus.vocabulary, machine)
@@ -82,13 +86,14 @@ def begin(wanted: Wanted, team: "Alone | Team" = ALONE) -> Run:
     return run
 
 
-def chosen_machine(config: dict[str, Any], team: "Alone | Team") -> Machine:
-    """The device of this process, and the precision that the first process has chosen."""
-    device = team.start(config["device"])
-    machine = Machine.choose(device, config["precision"])
-    precision = team.gather(str(machine.dtype).removeprefix("torch."))[0]
-    is_same = str(machine.dtype).endswith(precision)
-    return machine if is_same else Machine.choose(device, precision)
+def chosen_machine(
+    choose: Callable[..., Machine], team: "Alone | Team", *, kept: dict[str, str] | None
+) -> Machine:
+    """This process's device, and on it what the first process chose of what its run has kept."""
+    first = choose(kept=kept) if team.is_first else None
+    ways = dict(team.gather(first and first.ways)[0])
+    del ways["device"]  # there may be another one here, which is to do the same
+    return first or choose(kept=ways)
 
 
 def facts_of(start: Start, corpus: Corpus) -> dict[str, Any]:

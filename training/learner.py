@@ -17,7 +17,7 @@ from system.errors import NonFiniteError, OutOfRoomError
 from system.machine import Machine
 from system.process import log
 from training.engines import engine_for
-from training.loss import NextTokenLoss
+from training.loss import CHUNK_SIZE, NextTokenLoss
 from training.memory import Attempt, attempt, recompute_activations
 from training.optim import build_optimizer, clip_gradients, set_learning_rate
 from training.parallel import ALONE, Alone
@@ -51,9 +51,8 @@ class Learner:
     ) -> None:
         self.model, self.machine, self.team = model, machine, team
         self.config = config
-        is_cpu = machine.device.type == "cpu"
-        model.use_attention("written" if is_cpu else "torch")
-        chunk_size = 1024 if is_cpu else 4096
+        model.use_attention(machine.ways.get("attention", "torch"))
+        chunk_size = int(machine.ways.get("chunk_size", CHUNK_SIZE))
         self.loss = NextTokenLoss(
             model, num_shared=num_shared, chunk_size=chunk_size, separator=separator
         )

@@ -31,6 +31,7 @@ def about(run: Run) -> dict[str, Any]:
         "step": run.step,
         "run_id": run.id,
         "script_config": run.script,
+        "ways": run.learner.machine.ways,
         "text_sha256": run.corpus.text_sha256,
         "order": run.corpus.batches.order,
         "tokenizer_sha256": TABLE_SHA256,

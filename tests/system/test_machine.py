@@ -1,9 +1,12 @@
 """Where a command runs: device, precision, memory, seeds."""
 
+from functools import partial
+
 import pytest
 import torch
 
-from system import machine
+from system import choice, machine
+from system.choice import Piece
 from system.errors import ConfigError
 from system.machine import Machine
 
@@ -48,22 +51,83 @@ def test_a_card_beyond_the_last_is_refused_by_name(monkeypatch):
         machine.choose_device("cuda:2")
 
 
+@pytest.fixture
+def measured(monkeypatch):
+    """Choices are not remembered, and products take as long as the rates in this dict say."""
+    rates = {"float32": 100e9}
+    now = [0.0]
+
+    def slow(share: float, *, device: torch.device, dtype: torch.dtype, **given) -> list[Piece]:
+        def run(piece: Piece) -> torch.Tensor:
+            name = str(dtype).removeprefix("torch.")
+            if name not in rates:
+                raise RuntimeError(f"no {name} here")
+            now[0] += piece.amount / rates[name]
+            return piece.run() * (1 if rates[name] > 0 else 2)
+
+        pieces = real_products(share, device=torch.device("cpu"), dtype=dtype, **given)
+        return [piece._replace(run=lambda piece=piece: run(piece)) for piece in pieces]
+
+    real_products, real_fastest = machine.products, choice.fastest
+    monkeypatch.setattr(machine, "products", slow)
+    monkeypatch.setattr(choice, "fastest", partial(real_fastest, clock=lambda: now[0]))
+    monkeypatch.setattr(choice, "memory_path", lambda work: None)
+    return rates
+
+
 @pytest.mark.parametrize(
-    ("device", "is_native", "expected"),
+    ("device", "rates", "line"),
     [
-        ("cuda", True, "bfloat16"),
-        ("cuda", False, "float16"),
-        ("cpu", True, "bfloat16"),
-        ("cpu", False, "float32"),
-        ("mps", True, "float32"),
+        ("cpu", {"bfloat16": 300e9}, "bfloat16: 300 GFLOP/s here, float32 100"),
+        ("cpu", {"bfloat16": 110e9}, "bfloat16: 110 GFLOP/s here, float32 100"),
+        ("cpu", {"bfloat16": 105e9}, "float32: 100 GFLOP/s here, bfloat16 105"),
+        ("cpu", {"bfloat16": 50e9}, "float32: 100 GFLOP/s here, bfloat16 50"),
+        ("cpu", {"bfloat16": -300e9}, "float32: 100 GFLOP/s here"),  # wrong results
+        ("cpu", {}, "float32: 100 GFLOP/s here"),  # raises
+        ("cuda", {"bfloat16": 20e9, "float16": 800e9}, "float16: 800 GFLOP/s here, float32 100"),
+        (
+            "cuda",
+            {"bfloat16": 200e9, "float16": 205e9},
+            "bfloat16: 200 GFLOP/s here, float32 100, float16 205",
+        ),
+        ("mps", {"float16": 105e9}, "float32: 100 GFLOP/s here, float16 105"),
     ],
 )
-def test_auto_precision_is_what_is_computed_natively(monkeypatch, device, is_native, expected):
-    capability = (8, 0) if is_native else (7, 5)
+def test_auto_precision_is_what_is_multiplied_fastest(measured, device, rates, line):
+    measured |= rates
+    assert str(machine.choose_precision(torch.device(device), "auto")) == line
+
+
+@pytest.mark.parametrize(
+    ("capability", "line"),
+    [
+        ((7, 0), "float16 (not measured, native here)"),
+        ((8, 0), "bfloat16 (not measured, native here)"),
+        ((9, 0), "bfloat16 (not measured, native here)"),
+    ],
+)
+def test_a_card_on_which_nothing_can_be_measured_is_asked(monkeypatch, capability, line):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    monkeypatch.setattr(machine, "has_native_bfloat16", lambda: is_native)
-    dtype, _ = machine.choose_precision(torch.device(device), "auto")
-    assert dtype == getattr(torch, expected)
+    assert str(machine.choose_precision(torch.device("cuda"), "auto")) == line
+
+
+def test_a_configured_precision_is_not_measured(measured, monkeypatch):
+    monkeypatch.setattr(choice, "fastest", None)
+    precision = machine.choose_precision(torch.device("cpu"), "float16")
+    assert str(precision) == "float16 (as configured)"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_products_are_those_of_the_layers_and_their_gradients(dtype):
+    shapes, place = [(8, 5, 3, 2), (8, 4, 5000, 1)], torch.device("cpu")
+    pieces = machine.products(0.5, shapes=shapes, device=place, dtype=dtype)
+    exact = machine.products(0.5, shapes=shapes, device=place, dtype=torch.float64)
+    assert [tuple(piece.run().shape) for piece in pieces[:3]] == [(4, 3), (4, 5), (3, 5)]
+    for piece, expected in zip(pieces, exact, strict=True):
+        right = expected.run()
+        assert (piece.run() - right).norm() <= machine.NEAR * right.norm()
+    total = sum(piece.amount * piece.count for piece in pieces)
+    assert total == pytest.approx(0.5 * sum(6 * n * k * m * times for n, k, m, times in shapes))
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])

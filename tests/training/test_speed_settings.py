@@ -19,17 +19,40 @@ print(module(torch.zeros(1, 2)).shape)
 """
 
 
-@pytest.mark.parametrize(
-    ("quota", "expected"),
-    [("max 100000\n", 4), ("200000 100000\n", 2), ("50000 100000\n", 1), ("900000 100000\n", 4)],
-)
-def test_a_containers_quota_counts_as_cores(tmp_path, monkeypatch, quota, expected):
+QUOTAS = {  # files of the control groups, the line of this process in them, and the cores left
+    "none": ({}, "", 4),
+    "version 2": ({"cpu.max": "200000 100000\n"}, "0::/\n", 2),
+    "unlimited": ({"cpu.max": "max 100000\n"}, "0::/\n", 4),
+    "part of one": ({"cpu.max": "50000 100000\n"}, "0::/\n", 1),
+    "of the group": ({"a/b/cpu.max": "150000 100000\n"}, "0::/a/b\n", 1),
+    "of its parent": ({"a/cpu.max": "300000 100000", "a/b/cpu.max": "max 1"}, "0::/a/b\n", 3),
+    "version 1": (
+        {"cpu,cpuacct/cpu.cfs_quota_us": "200000\n", "cpu,cpuacct/cpu.cfs_period_us": "100000\n"},
+        "5:memory:/x\n4:cpu,cpuacct:/docker/1a\n",
+        2,
+    ),
+    "version 1 unlimited": (
+        {"cpu/g/cpu.cfs_quota_us": "-1\n", "cpu/g/cpu.cfs_period_us": "100000\n"},
+        "4:cpu:/g\n",
+        4,
+    ),
+}
+
+
+@pytest.mark.parametrize(("files", "groups", "expected"), QUOTAS.values(), ids=QUOTAS)
+def test_a_containers_quota_counts_as_cores(tmp_path, monkeypatch, files, groups, expected):
     monkeypatch.setattr(machine.psutil, "cpu_count", lambda logical: 8 if logical else 4)
     affinity = [1000, 1001, 1002, 1003, 1004]
     monkeypatch.setattr(machine.psutil.Process, "cpu_affinity", lambda _: affinity, raising=False)
-    monkeypatch.setattr(machine, "CPU_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(machine, "CGROUPS", tmp_path / "groups")
+    monkeypatch.setattr(machine, "OWN_GROUPS", tmp_path / "own")
     assert machine.num_cores() == 4
-    (tmp_path / "cpu.max").write_text(quota)
+    for name, content in {
+        **{f"groups/{name}": text for name, text in files.items()},
+        "own": groups,
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
     assert machine.num_cores() == expected
     affinity[:] = [7]
     assert machine.num_cores() == 1
