@@ -19,6 +19,7 @@ NUM_ROUNDS = 24  # with 12, some orders of six windows come a fifth more often t
 STEP = np.uint64(0x9E3779B97F4A7C15)  # the hash is splitmix64's, by Vigna
 MIX_1, MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 SHIFT_1, SHIFT_2, HALF = np.uint64(30), np.uint64(27), np.uint64(32)
+PARTS = 1 << 31  # a source's share is so many of these: products stay below 2**63
 NOW, EARLIER = "computed", "drawn"  # of a new run, and of a checkpoint that does not name its own
 
 Order = Callable[[np.ndarray, int, tuple[int, ...]], np.ndarray]
@@ -27,22 +28,43 @@ Order = Callable[[np.ndarray, int, tuple[int, ...]], np.ndarray]
 class Batches:
     """Batch i of a run, a pure function of (seed, i): each epoch shows every window once.
 
-    The last batch of an epoch holds what is left over, at least one window.
+    A dataset with `weights` is a mixture, a ConcatDataset of a dataset for each of them: windows
+    come in these proportions, each dataset's all before any of them comes again, and an epoch is as
+    many as they have together. The last batch of an epoch holds what is left over, at least one.
     """
 
-    def __init__(self, dataset: Dataset, batch_size: int, *, seed: int, order: str = NOW) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        *,
+        seed: int,
+        weights: Sequence[float] = (),
+        order: str = NOW,
+    ) -> None:
         self.dataset = dataset
         self.batch_size = batch_size
         self.seed = seed
+        self.weights = list(weights) or [1]
         self.order = order  # of ORDERS
+        self.ends = dataset.cumulative_sizes if weights else [len(dataset)]
         self.num_per_epoch = -(-len(dataset) // batch_size)
 
     def window_indices(self, i: int, rows: slice = slice(None)) -> np.ndarray:
         """Which windows batch i shows, (B,); of these the `rows` alone, at the cost of those."""
         epoch, position = divmod(i, self.num_per_epoch)
-        first = position * self.batch_size
-        positions = np.arange(first, min(first + self.batch_size, len(self.dataset)))[rows]
-        return ORDERS[self.order](positions, len(self.dataset), (self.seed, epoch))
+        start, stop = position * self.batch_size, (position + 1) * self.batch_size
+        places = epoch * len(self.dataset) + np.arange(start, min(stop, len(self.dataset)))[rows]
+        sources, turns = dealt(places, self.weights)
+        windows, first = np.empty_like(places), 0
+        for number, end in enumerate(self.ends):
+            passes = np.where(sources == number, turns // (end - first), -1)
+            for of_all in np.unique(passes[passes >= 0]).tolist():
+                shown = turns[passes == of_all] % (end - first)
+                key = (self.seed, of_all, number)
+                windows[passes == of_all] = first + ORDERS[self.order](shown, end - first, key)
+            first = end
+        return windows
 
     def rows(self, i: int, rows: slice) -> tuple[Tensor, Tensor]:
         """Inputs and targets of some rows of batch i, (B, T); of no rows as well."""
@@ -52,6 +74,30 @@ class Batches:
 
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
         return self.rows(i, slice(None))
+
+
+def dealt(places: np.ndarray, weights: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """The source that fills each place of a run, and how many places it filled before, (B,) each.
+
+    The first source's share is rounded at every place, so is the second's of what the first leaves,
+    and so on: of 20 sources, each has at every place filled its share to within two.
+    """
+    sources, turns = np.full_like(places, len(weights) - 1), places.copy()
+    left = np.arange(len(places))  # where none of the sources so far stands
+    for number, weight in enumerate(weights[:-1]):
+        share = round(PARTS * weight / sum(weights[number:]))
+        share = min(max(share, 1), PARTS - 1)
+        before, after = (_filled(turns[left] + n, share) for n in (0, 1))
+        is_here = after > before
+        sources[left[is_here]] = number
+        turns[left] = np.where(is_here, before, turns[left] - before)
+        left = left[~is_here]
+    return sources, turns
+
+
+def _filled(places: np.ndarray, share: int) -> np.ndarray:
+    """Of the places before these, how many a source fills whose share is so many PARTS of all."""
+    return places // PARTS * share + (places % PARTS * share + PARTS // 2) // PARTS
 
 
 def computed(positions: np.ndarray, num_items: int, key: Sequence[int]) -> np.ndarray:
@@ -83,7 +129,7 @@ def _permuted(numbers: np.ndarray, sizes: np.ndarray, keys: np.ndarray) -> np.nd
 
 def drawn(positions: np.ndarray, num_items: int, key: Sequence[int]) -> np.ndarray:
     """As `computed`, of a permutation in memory: the order of runs that earlier versions began."""
-    return _drawn_order(num_items, *key)[positions]
+    return _drawn_order(num_items, *key[:2])[positions]
 
 
 @lru_cache(maxsize=1)

@@ -8,8 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import ConcatDataset
 
-from corpus.order import Batches, computed, drawn
+from corpus.order import Batches, computed, dealt, drawn
 from data import GPTDatasetV1
 
 
@@ -141,3 +142,72 @@ def test_the_order_of_earlier_versions_is_numpys():
     assert drawn(np.arange(29), 29, (3, 1)).tolist() == expected.tolist()
     batches = Batches(GPTDatasetV1(np.arange(31), None, 2, 1), 4, seed=3, order="drawn")
     assert order_of(batches, epoch=1) == expected.tolist()
+
+
+# mixtures
+
+
+def mixture_of(sizes, weights, batch_size, *, seed=3):
+    """Batches of several sources, whose windows' first tokens are numbered over all of them."""
+    ends = np.cumsum(sizes)
+    rows = [np.arange(end - size, end + 2) for end, size in zip(ends, sizes, strict=True)]
+    datasets = [GPTDatasetV1(row, None, 2, 1) for row in rows]
+    return Batches(ConcatDataset(datasets), batch_size, seed=seed, weights=weights)
+
+
+MIXTURES = st.lists(
+    st.tuples(st.integers(1, 30), st.sampled_from([0.01, 0.5, 1, 2.5, 3, 40])),
+    min_size=1,
+    max_size=6,
+)
+
+
+@settings(max_examples=25)
+@given(MIXTURES, st.integers(1, 12))
+def test_each_source_of_a_mixture_shows_all_of_its_windows_before_any_again(sources, batch_size):
+    sizes, weights = zip(*sources, strict=True)
+    batches = mixture_of(sizes, weights, batch_size)
+    per_epoch = [len(batches[i][0]) for i in range(batches.num_per_epoch)]
+    assert sum(per_epoch) == sum(sizes)
+    assert per_epoch[:-1] == [batch_size] * (batches.num_per_epoch - 1)
+    shown = np.array(order_of(batches) + order_of(batches, 1) + order_of(batches, 2))
+    for size, end in zip(sizes, np.cumsum(sizes), strict=True):
+        mine = shown[(end - size <= shown) & (shown < end)]
+        for start in range(0, len(mine), size):
+            one_pass = mine[start : start + size]
+            assert len(set(one_pass)) == len(one_pass)
+    for i in (0, batches.num_per_epoch, 2 * batches.num_per_epoch - 1):
+        mine = batches.rows(i, slice(1, None, 2))
+        assert torch.equal(mine[0], batches[i][0][1::2])
+
+
+@given(
+    st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=20),
+    st.sampled_from([0, 999, 2**31 - 500, 10**13 + 7]),
+)
+def test_at_every_place_of_a_run_the_sources_have_filled_their_shares(weights, start):
+    sources, turns = dealt(np.arange(start, start + 1000), weights)
+    for number, share in enumerate(np.array(weights) / sum(weights)):
+        mine = np.flatnonzero(sources == number)
+        assert np.array_equal(turns[mine], turns[mine[:1]] + np.arange(len(mine)))
+        filled = np.concatenate([[0], np.cumsum(sources == number)])
+        ideal = share * np.arange(1001)
+        # 2 at either end, and at 10^13 places the share's own rounding
+        assert np.abs(filled - ideal).max() <= 4
+        if len(mine):
+            rounding = 1000 + start / 2**30
+            assert abs(turns[mine[0]] - share * (start + mine[0])) <= 2 + rounding * (start > 1e6)
+
+
+def test_shares_of_a_thousand_batches_are_the_weights_within_a_hundredth():
+    batches = mixture_of([500, 90, 7], [3, 1, 0.5], 8)
+    for start in (777, 10**9):
+        shown = np.concatenate([batches.window_indices(start + i) for i in range(1000)])
+        counts = np.histogram(shown, [0, 500, 590, 597])[0] / len(shown)
+        assert counts == pytest.approx(np.array([3, 1, 0.5]) / 4.5, rel=0.01)
+
+
+def test_a_mixture_of_one_source_is_that_source():
+    alone, mixed = batches_of(11, 4), mixture_of([11], [0.3], 4)
+    for i in range(7):
+        assert torch.equal(alone[i][0], mixed[i][0])
