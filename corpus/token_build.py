@@ -14,12 +14,17 @@ from tqdm import tqdm
 from corpus.known_files import KnownFiles, file_sha256
 from corpus.pieces import Piece
 from corpus.sources import Sources
+from corpus.split import hash_documents
 from corpus.token_shards import (
+    DOCUMENTS_NAME,
     FIRST_SEEN_NAME,
+    HASH_TYPE,
     ID_TYPE,
     MANIFEST_NAME,
     NEVER,
     POSITION_TYPE,
+    joined,
+    mapped,
     sealed,
 )
 from corpus.token_workers import Batch, encoded
@@ -28,7 +33,7 @@ from system.files import sync_file, write_durably
 from system.machine import num_cores
 from tokenizer import END_OF_TEXT, END_OF_TEXT_ID, TABLE_SHA256
 
-VERSION = 3
+VERSION = 4
 PROGRESS_NAME = "progress.json"
 MAX_SHARD_TOKENS = 1 << 30
 BATCH_CHARS = 1 << 18  # small texts together are four times as fast as one by one
@@ -179,7 +184,11 @@ def seal_shards(folder: Path) -> dict[str, str]:
         ends_path = path.with_suffix(".ends")
         hashes[ends_path.name] = file_sha256(ends_path)
     first_seen.tofile(folder / FIRST_SEEN_NAME)
-    hashes[FIRST_SEEN_NAME] = file_sha256(folder / FIRST_SEEN_NAME)
+    shards = joined([mapped(path, ID_TYPE) for path in sorted(folder.glob("*.ids"))])
+    with (folder / DOCUMENTS_NAME).open("wb") as file:
+        file.writelines(block.astype(HASH_TYPE) for block in hash_documents(shards))
+    for name in (FIRST_SEEN_NAME, DOCUMENTS_NAME):
+        hashes[name] = file_sha256(folder / name)
     for name in hashes:
         sync_file(folder / name)
     return hashes

@@ -24,15 +24,18 @@ from tokenizer import TABLE_SHA256
 CACHE_NAME = re.compile(r"[0-9a-f]{32}(\.bin|\.building)?")  # .bin: of earlier versions
 KNOWN_NAME = "known.json"
 DIGEST_BYTES = hashlib.sha256().digest_size
-FILE_NAME = re.compile(r"\d{5}\.(ids|ends)|first_seen\.bin|(manifest|progress)\.json|.+gpt-part")
+FILE_NAME = re.compile(
+    r"\d{5}\.(ids|ends)|(first_seen|documents)\.bin|(manifest|progress)\.json|.+gpt-part"
+)
 NUM_KEPT = 3
 
 
-def load_tokens(sources: Sources, *, cache_parents: Sequence[Path]) -> Tokens:
+def load_tokens(sources: Sources, *, cache_parents: Sequence[Path], num_texts: int = 1) -> Tokens:
     """The tokens of the sources, from or into `.tokens/<key>` in the first usable of the folders.
 
     The key is a hash of the content, of how it is read and of the tokenizer: no cache is stale. A
-    finished one is found and mapped without reading text or tokens whole (see `KnownFiles`).
+    finished one is found and mapped without reading text or tokens whole (see `KnownFiles`). It is
+    one of `num_texts` of a run, none of which takes another one's place.
     """
     folders = [parent / ".tokens" for parent in cache_parents]
     known = KnownFiles(folder / KNOWN_NAME for folder in folders)
@@ -47,11 +50,13 @@ def load_tokens(sources: Sources, *, cache_parents: Sequence[Path]) -> Tokens:
             return tokens
     for folder in folders[:-1]:
         with suppress(OSError):  # read-only, or full
-            return _build_cache_at(folder / name, sources, text_sha256, known)
-    return _build_cache_at(folders[-1] / name, sources, text_sha256, known)
+            return _build_cache_at(folder / name, sources, text_sha256, known, num_texts)
+    return _build_cache_at(folders[-1] / name, sources, text_sha256, known, num_texts)
 
 
-def _build_cache_at(path: Path, sources: Sources, text_sha256: str, known: KnownFiles) -> Tokens:
+def _build_cache_at(
+    path: Path, sources: Sources, text_sha256: str, known: KnownFiles, num_texts: int
+) -> Tokens:
     folder = path.parent
     folder.mkdir(parents=True, exist_ok=True)
     with _turn_in(folder) as is_alone:
@@ -67,7 +72,7 @@ def _build_cache_at(path: Path, sources: Sources, text_sha256: str, known: Known
             for name, sha256 in read_manifest(path)["files"].items():
                 known.record(path / name, sha256)
             tokens = read_cache(path, known)
-            remove_old_caches(folder)
+            remove_old_caches(folder, NUM_KEPT * num_texts)
         known.save(folder / KNOWN_NAME)
     if tokens is None:
         raise DataError(f"the token cache changed while written ({path}): start again")
@@ -99,10 +104,10 @@ def _turn_in(folder: Path) -> Iterator[bool]:
         yield is_alone
 
 
-def remove_old_caches(folder: Path) -> None:
-    """Removes all but the NUM_KEPT caches used last; only what is surely a cache of ours."""
+def remove_old_caches(folder: Path, num_kept: int) -> None:
+    """Removes all but so many caches, those used last; only what is surely a cache of ours."""
     paths = [path for path in folder.iterdir() if CACHE_NAME.fullmatch(path.name)]
-    for path in sorted(paths, key=_last_use)[:-NUM_KEPT]:
+    for path in sorted(paths, key=_last_use)[:-num_kept]:
         files = files_of_cache(path)
         num_bytes = sum(file.stat().st_size for file in files)
         with suppress(OSError):  # Windows removes no file that is in use

@@ -14,8 +14,9 @@ import numpy as np
 from corpus.known_files import KnownFiles
 
 MANIFEST_NAME = "manifest.json"
-ID_TYPE, POSITION_TYPE = np.dtype("<u2"), np.dtype("<i8")
+ID_TYPE, POSITION_TYPE, HASH_TYPE = np.dtype("<u2"), np.dtype("<i8"), np.dtype("<u8")
 FIRST_SEEN_NAME = "first_seen.bin"
+DOCUMENTS_NAME = "documents.bin"
 NEVER = np.iinfo(POSITION_TYPE).max  # the first position of a token that does not occur
 
 
@@ -69,6 +70,7 @@ class Tokens:
     found: dict[str, Any]  # plain counts: documents, replaced, ...
     first_seen: np.ndarray  # (V,) int64: where each token occurs first, NEVER if it does not
     shard_ends: list[np.ndarray]  # of each shard, int64: positions in it after a separator
+    document_hashes: np.ndarray  # (D + 1,) uint64, the last of what no separator ends
 
     @cached_property
     def document_ends(self) -> np.ndarray:
@@ -101,7 +103,9 @@ def read_cache(folder: Path, known: KnownFiles) -> Tokens | None:
     shards = [mapped(path, ID_TYPE) for path in paths]
     ends = [mapped(path.with_suffix(".ends"), POSITION_TYPE) for path in paths]
     first_seen = np.fromfile(folder / FIRST_SEEN_NAME, dtype=POSITION_TYPE)
-    return Tokens(joined(shards), manifest["text_sha256"], manifest["found"], first_seen, ends)
+    documents = mapped(folder / DOCUMENTS_NAME, HASH_TYPE)
+    text_sha256, found = manifest["text_sha256"], manifest["found"]
+    return Tokens(joined(shards), text_sha256, found, first_seen, ends, documents)
 
 
 def mapped(path: Path, dtype: np.dtype) -> np.ndarray:

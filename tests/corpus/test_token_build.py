@@ -16,7 +16,7 @@ from build_life import CHANGES, TEXT_NAME, folder_of, write_text
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corpus import known_files, pieces, text, token_build
+from corpus import known_files, pieces, split, text, token_build
 from corpus.known_files import KnownFiles
 from corpus.pieces import Piece
 from corpus.sources import open_sources
@@ -254,6 +254,7 @@ def test_memory_does_not_grow_with_the_text(tmp_path, monkeypatch):
     monkeypatch.setattr(text, "BLOCK_BYTES", 1 << 14)
     monkeypatch.setattr(known_files, "BLOCK_BYTES", 1 << 14)
     monkeypatch.setattr(token_build, "BLOCK_IDS", 1 << 12)
+    monkeypatch.setattr(split, "BLOCK_IDS", 1 << 12)
     monkeypatch.setattr(token_build, "BATCH_CHARS", 1 << 13)
     monkeypatch.setattr(pieces, "MAX_PIECE_CHARS", 1 << 13)
 
@@ -288,7 +289,7 @@ def test_a_writer_cuts_off_what_it_is_not_sure_of(small, tmp_path):
 def test_the_manifest_says_what_the_cache_is_of(undisturbed, tmp_path):
     (tmp_path / "manifest.json").write_bytes(undisturbed["manifest.json"])
     manifest = read_manifest(tmp_path)
-    assert manifest["version"] == 3
+    assert manifest["version"] == 4
     assert set(manifest["files"]) == set(undisturbed) - {"manifest.json", "progress.json"}
     sizes = [len(content) for name, content in undisturbed.items() if name.endswith(".ids")]
     assert sum(sizes) == 2 * manifest["num_tokens"]
