@@ -1,4 +1,4 @@
-"""From tokens to windows: the split, the dataset, the loader."""
+"""From tokens to windows: the dataset and the loader."""
 
 from collections.abc import Sequence
 
@@ -8,31 +8,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from system.errors import DataError
-from tokenizer import END_OF_TEXT, END_OF_TEXT_ID, GPT2Tokenizer
+from tokenizer import END_OF_TEXT, GPT2Tokenizer
 
 Ids = np.ndarray | Tensor | Sequence[int]
-
-
-def split_at_document(
-    ids: np.ndarray, val_fraction: float, *, seq_len: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Views of the training and the validation part, split at the nearest end of a document.
-
-    Where that would change the validation part by more than half, a document is split.
-    """
-    first, last = seq_len + 1, len(ids) - 2  # a window to train on, a prediction to validate
-    if first > last:
-        raise DataError(
-            f"the text is too short ({len(ids)} tokens): seq_len={seq_len} needs at least "
-            f"{first + 2}; add text or lower seq_len"
-        )
-    wanted = len(ids) - round(len(ids) * val_fraction)
-    slack = int(len(ids) * val_fraction / 2)
-    start = max(first, wanted - slack)
-    ends = start + np.flatnonzero(ids[start - 1 : min(last, wanted + slack)] == END_OF_TEXT_ID)
-    nearest = ends[np.abs(ends - wanted).argmin()] if len(ends) else wanted
-    cut = int(np.clip(nearest, first, last))
-    return ids[:cut], ids[cut:]
 
 
 class GPTDatasetV1(Dataset):

@@ -47,7 +47,8 @@ config = {
     # what it starts from
     "weights_path": "",  # folder or .safetensors of a GPT-2 to tune
     # the text
-    "data": "",  # a text file; empty: the first found beside train.py
+    "data": "",  # text, list of them, or {text: weight}; empty: found here
+    "val_data": "",  # text to validate on; empty: a part of data
     "data_field": "text",  # where a record of JSON, CSV or Parquet has its text
     "data_errors": "stop",  # at what cannot be read: stop, or skip and count
     "stride": 64,  # tokens from window to window; fewer overlap

@@ -9,15 +9,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import ConcatDataset
 
 from corpus.baselines import baselines
 from corpus.notes import remembered
-from corpus.order import NOW, Batches
-from corpus.sources import lines_about, open_sources
-from corpus.token_cache import load_tokens
+from corpus.order import EARLIER, NOW, Batches
+from corpus.parts import cache_folders, read_parts
+from corpus.split import SplicedIds
+from corpus.text import shown_path
 from corpus.vocabulary import Vocabulary
-from data import GPTDatasetV1, split_at_document
-from system.files import as_path
+from data import GPTDatasetV1
+from system.errors import DataError
 from tokenizer import END_OF_TEXT_ID, GPT2Tokenizer
 
 
@@ -28,9 +30,9 @@ class Corpus:
     path: Path
     why: str  # this one
     text_sha256: str
-    notes: list[str]  # on what was found in it
     num_replaced: int  # invalid sequences and NULs, read as U+FFFD
-    train_ids: np.ndarray  # all of them, mapped from disk
+    notes: list[str]  # on its sources and its validation text
+    train_ids: SplicedIds  # all of them, mapped from disk
     batches: Batches
     vocabulary: Vocabulary
     val_ids: Tensor  # (N,) int64
@@ -61,10 +63,8 @@ class Corpus:
         return remembered(paths, self.key, lambda: baselines(*parts, GPT2Tokenizer()))
 
     def __str__(self) -> str:
-        is_here = self.path.is_relative_to(Path.cwd())
-        path = self.path.relative_to(Path.cwd()) if is_here else self.path
         lines = [
-            f"text      {path}, {self.why}",
+            f"text      {shown_path(self.path)}, {self.why}",
             f"{len(self.train_ids):,} tokens to train on, {len(self.val_ids):,} to validate on",
             *self.notes,
         ]
@@ -80,40 +80,45 @@ def read_corpus(
 ) -> Corpus:
     """The corpus that the config asks for; `share_rows` allows a vocabulary that shares a row.
 
-    The `order` of the batches is the one that a run began with.
+    The `order` of the batches is the one that a run began with, and stands for its split as well.
     """
-    sources = open_sources(
-        config["data"],
-        field=config["data_field"],
-        errors=config["data_errors"],
-        replace_invalid=config["replace_invalid_utf8"],
-    )
-    path = sources.paths[0]
-    parents = [path.parent, as_path(config["output_dir"])]
-    text = load_tokens(sources, cache_parents=parents)
-    seq_len = config["seq_len"]
-    train_ids, val_ids = split_at_document(text.ids, config["val_fraction"], seq_len=seq_len)
-    val_ids = val_ids[: config["eval_tokens"]].astype(np.int64)
+    parts = read_parts(config, is_earlier=order == EARLIER)
+    seq_len, path = config["seq_len"], parts.texts[0].path
+    rows = parts.training_rows()
+    val_ids = parts.validation_ids(config["eval_tokens"]).astype(np.int64)
+    for row, text in zip(rows, parts.texts, strict=False):
+        check_length(text.path, len(row), len(val_ids), seq_len)
+    datasets = [GPTDatasetV1(row, None, seq_len, config["stride"]) for row in rows]
     return Corpus(
         path=path,
-        why=sources.why,
-        text_sha256=text.text_sha256,
-        notes=lines_about(text.found, config["data_field"]),
-        num_replaced=text.found["replaced"],
-        train_ids=train_ids,
+        why=parts.texts[0].sources.why,
+        text_sha256=parts.sha256,
+        num_replaced=sum(text.tokens.found["replaced"] for text in parts.texts),
+        notes=parts.notes(config["data_field"]),
+        train_ids=SplicedIds(parts.train),
         batches=Batches(
-            GPTDatasetV1(train_ids, None, seq_len, config["stride"]),
+            ConcatDataset(datasets),
             config["batch_size"] * config["grad_accum_steps"],
             seed=config["seed"],
+            weights=parts.weights or [1],
             order=order,
         ),
         vocabulary=choose_vocabulary(
-            text.used_before(len(train_ids)), tokenizer.encoding.n_vocab, share_rows=share_rows
+            parts.used_tokens(), tokenizer.encoding.n_vocab, share_rows=share_rows
         ),
         val_ids=torch.from_numpy(val_ids),
         masks_documents=config.get("mask_documents", False),  # not in earlier files
-        cache_folders=[parent / ".tokens" for parent in parents],
+        cache_folders=cache_folders(path, config),
     )
+
+
+def check_length(path: Path, num_train: int, num_val: int, seq_len: int) -> None:
+    """DataError unless there is a window to train on and a prediction to validate."""
+    if num_train <= seq_len or num_val < 2:
+        raise DataError(
+            f"the text is too short ({path}: {num_train} tokens to train on, {num_val} to validate "
+            f"on): seq_len={seq_len} needs {seq_len + 1} and 2; add text or lower seq_len"
+        )
 
 
 def choose_vocabulary(used: np.ndarray, full_size: int, *, share_rows: bool) -> Vocabulary:

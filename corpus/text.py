@@ -70,11 +70,23 @@ def why_chosen(path: Path, named: str | Path) -> str:
     return f"the first found of {', '.join(TEXT_NAMES)}{passed_over}"
 
 
+def validation_text_of(path: Path) -> list[Path]:
+    """TinyStories-valid.txt of TinyStories.txt and of TinyStories-train.txt, where it exists."""
+    valid = path.with_name(f"{path.stem.removesuffix('-train')}-valid{path.suffix}")
+    return [valid] if valid != path and valid.is_file() else []
+
+
+def shown_path(path: Path) -> str:
+    """The path as seen from the working folder, where it lies in there."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
 def names_not_taken() -> list[str]:
     """Files beside train.py with names like TEXT_NAMES: data.txt.txt, TinyStoriesV2-train.txt."""
     pattern = re.compile(r"(tinystories|data|example).*\.txt.*", re.IGNORECASE)
     files = sorted(path.name for path in PROJECT.iterdir() if path.is_file())
-    return [name for name in files if pattern.fullmatch(name) and name not in TEXT_NAMES]
+    named = [name for name in files if pattern.fullmatch(name) and name not in TEXT_NAMES]
+    return [name for name in named if not Path(name).stem.endswith("-valid")]
 
 
 def decode_text(raw: bytes, name: str, *, replace_invalid: bool = False) -> str:

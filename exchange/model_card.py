@@ -6,7 +6,7 @@ from typing import Any
 from model import Transformer, num_parameters
 from reports.history import History
 
-PRIVATE_KEYS = ("data", "output_dir", "resume", "weights_path")  # paths of this machine
+PRIVATE_KEYS = ("data", "val_data", "output_dir", "resume", "weights_path")  # paths of this machine
 CARD = """---
 library_name: transformers
 pipeline_tag: text-generation

@@ -138,12 +138,14 @@ def compare(
 def find_reference(tokenizer: GPT2Tokenizer, state: dict[str, Any]) -> Reference | None:
     """The text that a checkpoint's model was trained on, found again, else a note why not."""
     from corpus.corpus import read_corpus  # brings the whole data path; only --compare needs it
+    from corpus.order import EARLIER
 
     cause = "the model does not say which text it was trained on"
     try:
         if "text_sha256" in state:
             config = {"data": "", "data_field": "text", "data_errors": "stop", **state["config"]}
-            corpus = read_corpus(config, tokenizer, share_rows=False)
+            order = state.get("order", EARLIER)
+            corpus = read_corpus(config, tokenizer, share_rows=False, order=order)
             if corpus.text_sha256 == state["text_sha256"]:
                 return Reference(corpus.train_ids, corpus.val_ids.numpy())
             cause = f"the model was not trained on {corpus.path}"

@@ -223,8 +223,8 @@ def check_same_order(start: Start, corpus: Corpus) -> None:
     old, new = state["text_sha256"], corpus.text_sha256
     if old != new and not start.config["allow_other_text"]:
         raise DataError(
-            f"another text ({path} is of {old[:12]}, this is {new[:12]}): put the old one back, "
-            "start without --resume, or set allow_other_text"
+            f"another text or val_data ({path} is of {old[:12]}, this is {new[:12]}): put the old "
+            "one back, start without --resume, or set allow_other_text"
         )
 
 

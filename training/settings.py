@@ -4,6 +4,7 @@ The dict in train.py is what people edit; a key that it lacks has the default. T
 checks, `--help`, resume and docs/settings.md all read this table. It imports no torch.
 """
 
+import json
 import math
 import os
 import re
@@ -45,6 +46,16 @@ def is_path(value: Any) -> bool:
     return False
 
 
+def is_data(value: Any) -> bool:
+    """Whether it is a path, or empty, or some paths, or a positive weight for each of some."""
+    if isinstance(value, dict):
+        is_weighted = all(is_number(weight) and weight > 0 for weight in value.values())
+        return bool(value) and is_weighted and all(map(is_path, value))
+    if isinstance(value, list):
+        return bool(value) and all(map(is_path, value))
+    return value == "" or is_path(value)
+
+
 def is_optimizer(value: Any) -> bool:
     from training.optim import OPTIMIZERS  # brings torch, which --help need not wait for
 
@@ -56,6 +67,13 @@ def read_number(text: str) -> int | float | str:
     for kind in (int, float):
         with suppress(ValueError):
             return kind(text)
+    return text
+
+
+def read_data(text: str) -> Any:
+    """A path as it is; what begins as a list or a dict does is read as JSON."""
+    with suppress(ValueError):
+        return json.loads(text) if text.lstrip().startswith(("[", "{")) else text
     return text
 
 
@@ -91,6 +109,7 @@ TEXT = Rule(lambda value: isinstance(value, str), "a string")
 FOLDER = Rule(is_path, "a folder's path")
 ERRORS = one_of("stop", "skip")
 PATH_OR_EMPTY = Rule(lambda value: value == "" or is_path(value), "a path, or empty")
+DATA = Rule(is_data, "a path, a list of paths, {path: weight > 0}, or empty", read_data)
 RESUME = Rule(
     lambda value: isinstance(value, bool) or is_path(value),
     "True, False or a checkpoint's path",
@@ -144,7 +163,8 @@ KEYS = {
     "model_name": Key("gpt2-small (124M)", "an official GPT-2", OFFICIAL, SILENT),
     "weights_path": Key("", "folder or .safetensors of a GPT-2 to tune", PATH_OR_EMPTY, SILENT),
     # the text
-    "data": Key("", "a text file; empty: the first found beside train.py", PATH_OR_EMPTY, SILENT),
+    "data": Key("", "text, list of them, or {text: weight}; empty: found here", DATA, SILENT),
+    "val_data": Key("", "text to validate on; empty: a part of data", PATH_OR_EMPTY, SILENT),
     "data_field": Key("text", "where a record of JSON, CSV or Parquet has its text", TEXT, ORDERED),
     "data_errors": Key("stop", "at what cannot be read: stop, or skip and count", ERRORS, ORDERED),
     "stride": Key(64, "tokens from window to window; fewer overlap", AT_LEAST_1, ORDERED),

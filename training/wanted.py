@@ -82,13 +82,21 @@ def without_effect(config: dict[str, Any]) -> list[tuple[str, str]]:
         (weights, "use_pretrained", "weights_path is given: choose one"),
         (not is_resumed, "allow_other_text", "it needs --resume"),
         (config["parallel"] == "fsdp" and not is_launched(), "parallel", "it needs torchrun"),
+        (config["val_data"], "val_fraction", "val_data is given"),
         (config["lr_schedule"] == "constant", "lr_min_ratio", "the rate is constant"),
     ]
     return [(key, f"has no effect: {why}") for is_useless, key, why in rows if is_useless]
 
 
 def plain(value: Any) -> Any:
-    """A path as text and a number of numpy's or torch's as Python's own; the rest as it is."""
+    """A path as text and a number of numpy's or torch's as Python's own; the rest as it is.
+
+    The same of what lists, tuples and dicts hold.
+    """
+    if isinstance(value, dict):
+        return {plain(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     is_scalar = getattr(value, "shape", None) == ()

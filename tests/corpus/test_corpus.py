@@ -62,7 +62,7 @@ def test_seed_and_stride_reach_the_batches(read):
 
 def test_tokens_that_do_not_occur_share_a_row_if_allowed(read):
     corpus = read(share_rows=True)
-    used = {*corpus.train_ids.tolist(), END_OF_TEXT_ID}
+    used = {*corpus.train_ids[:].tolist(), END_OF_TEXT_ID}
     rows = corpus.vocabulary.row_of_token
     assert corpus.vocabulary.size == len(used) + 1
     assert len({int(rows[token]) for token in used}) == len(used)

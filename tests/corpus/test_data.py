@@ -1,4 +1,4 @@
-"""The split and the windows are those of the book and of their definitions."""
+"""The windows and their loader are those of the book."""
 
 import inspect
 from types import SimpleNamespace
@@ -9,47 +9,11 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from data import GPTDatasetV1, create_dataloader_v1, split_at_document
+from data import GPTDatasetV1, create_dataloader_v1
 from system.errors import DataError
 from tokenizer import END_OF_TEXT, END_OF_TEXT_ID
 
 STORIES = f"Tom saw a dog. \U0001f600\n{END_OF_TEXT}\nLily ran home.\n" * 7
-
-# the split
-
-
-def nearest_cut(ids, val_fraction, seq_len):
-    """The split by its definition: try every place."""
-    first, last = seq_len + 1, len(ids) - 2
-    num_val = len(ids) * val_fraction
-    wanted = len(ids) - round(num_val)
-    near = range(max(first, wanted - int(num_val / 2)), min(last, wanted + int(num_val / 2)) + 1)
-    ends = [cut for cut in near if ids[cut - 1] == END_OF_TEXT_ID]
-    return min(ends, key=lambda cut: abs(cut - wanted), default=max(first, min(wanted, last)))
-
-
-@given(
-    st.lists(st.sampled_from([7, 8, 9, END_OF_TEXT_ID]), min_size=3, max_size=99),
-    st.sampled_from([0.001, 0.01, 0.1, 0.3, 0.5]),
-    st.integers(1, 8),
-)
-def test_split_is_at_the_document_end_nearest_to_the_fraction(ids, val_fraction, seq_len):
-    assume(len(ids) >= seq_len + 3)
-    array = np.array(ids, dtype=np.uint16)
-    train_ids, val_ids = split_at_document(array, val_fraction, seq_len=seq_len)
-    assert len(train_ids) == nearest_cut(ids, val_fraction, seq_len)
-    assert [*train_ids, *val_ids] == ids
-    assert np.shares_memory(train_ids, array)
-    assert np.shares_memory(val_ids, array)
-    assert len(GPTDatasetV1(train_ids, None, seq_len, 1)) >= 1
-    assert len(val_ids) >= 2  # one prediction
-
-
-@pytest.mark.parametrize("num_tokens", [0, 1, 7, 9])
-def test_shorter_text_is_an_error_with_both_counts(num_tokens):
-    with pytest.raises(DataError, match=rf"\({num_tokens} tokens\): seq_len=7 needs at least 10;"):
-        split_at_document(np.arange(num_tokens), 0.1, seq_len=7)
-
 
 # windows
 

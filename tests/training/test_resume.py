@@ -99,6 +99,16 @@ def test_a_checkpoint_of_an_earlier_version_goes_on_in_its_order(place, monkeypa
     assert fingerprint(train_quickly(resume=True)) == expected
 
 
+def test_a_mixture_goes_on_and_its_weights_stay(place, monkeypatch):
+    (place / "more.txt").write_text((place / "data.txt").read_text()[::-1])
+    mixture, others = {"data.txt": 2, "more.txt": 1}, {"data.txt": 1, "more.txt": 1}
+    expected = fingerprint(train_quickly(data=mixture))
+    stop_before(monkeypatch, 7, data=mixture)
+    with pytest.raises(DataError, match=r"another text or val_data"):
+        train_quickly(resume=True, data=others)
+    assert fingerprint(train_quickly(resume=True, data=mixture)) == expected
+
+
 def test_an_order_of_a_later_version_is_refused(monkeypatch):
     stop_before(monkeypatch, 5)
     path = checkpoint.step_path(HERE, 5)
