@@ -1,31 +1,34 @@
 """What an archive holds, unpacked as it is read; DataError where it is damaged, cut or a bomb."""
 
 import bz2
+import errno
 import gzip
 import io
 import lzma
 import sys
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
 from corpus.text import BLOCK_BYTES
-from system.errors import DataError, UserError
+from system.errors import DataError
 
 BOMB_BYTES, BOMB_RATIO = 1_000_000_000, 200  # more than both is no text
 ZSTD_INPUT_BYTES = 1 << 12  # of which some may unpack to 32,000 times as much at once
 ZIP = "a zip archive"
 SUFFIXES = {".gz", ".zst", ".bz2", ".xz", ".zip"}
 DAMAGE = (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, NotImplementedError)
+ERRNOS_OF_FILE = {None, errno.EINVAL}  # OSErrors not of the disk: a format's, a seek beyond the end
 DAMAGE_OF_EXTRAS = {"ZstdError", "ArrowInvalid"}  # their packages may not be there
 
 
 def unpacked(file: BinaryIO, kind: str, *, num_packed: int, name: str) -> io.BufferedReader:
     """What the compressed file of `num_packed` bytes unpacks to."""
-    return io.BufferedReader(_Bounded(UNPACKERS[kind](file), num_packed, name), BLOCK_BYTES)
+    return io.BufferedReader(_Unpacked(UNPACKERS[kind](file), num_packed, name), BLOCK_BYTES)
 
 
 def members(archive: zipfile.ZipFile, name: str) -> list[zipfile.ZipInfo]:
@@ -43,7 +46,8 @@ def open_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> i
         raise DataError(f"a path that leads out of the archive ({name}): pack it anew")
     if info.flag_bits & 1:
         raise DataError(f"encrypted ({name}): unpack it with its password")
-    return io.BufferedReader(_Bounded(archive.open(info), info.compress_size, name), BLOCK_BYTES)
+    blocks = blocks_of(archive.open, info)
+    return io.BufferedReader(_Unpacked(blocks, info.compress_size, name), BLOCK_BYTES)
 
 
 @contextmanager
@@ -51,11 +55,9 @@ def located(name: str) -> Iterator[None]:
     """Inside, what a damaged file raises becomes a DataError that names it."""
     try:
         yield
-    except UserError:
-        raise
     except Exception as error:
-        is_damage = isinstance(error, DAMAGE) or type(error).__name__ in DAMAGE_OF_EXTRAS
-        if not is_damage and (getattr(error, "errno", 0) is not None):  # else of no disk's making
+        is_of_file = isinstance(error, DAMAGE) or type(error).__name__ in DAMAGE_OF_EXTRAS
+        if not is_of_file and getattr(error, "errno", 0) not in ERRNOS_OF_FILE:
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
@@ -71,62 +73,59 @@ def check_no_bomb(num_bytes: int, num_packed: int, name: str) -> None:
         )
 
 
-class _Bounded(io.RawIOBase):
-    """A file that is read to its end unless it turns out to be a bomb."""
+class _Unpacked(io.RawIOBase):
+    """A file of blocks as they come, which ends with an error if it turns out to be a bomb."""
 
-    def __init__(self, file: BinaryIO, num_packed: int, name: str) -> None:
-        self._file, self._num_packed, self._name = file, num_packed, name
-        self._num_bytes = 0
+    def __init__(self, blocks: Iterator[bytes], num_packed: int, name: str) -> None:
+        self._blocks, self._num_packed, self._name = blocks, num_packed, name
+        self._num_bytes, self._block = 0, memoryview(b"")
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        count = self._file.readinto(buffer)
-        self._num_bytes += count
-        check_no_bomb(self._num_bytes, self._num_packed, self._name)
-        return count
-
-
-class _ZstdFile(io.RawIOBase):
-    """What frames of zstd hold; the library's own readers end quietly where a file was cut."""
-
-    def __init__(self, file: BinaryIO, new_decompressor: Any) -> None:
-        self._file, self._new_decompressor = file, new_decompressor
-        self._frame, self._unpacked = None, memoryview(b"")
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._unpacked:
-            is_over = self._frame is not None and self._frame.eof
-            packed = self._frame.unused_data if is_over else b""
-            self._frame = None if is_over else self._frame
-            packed = packed or self._file.read(ZSTD_INPUT_BYTES)
-            if not packed and self._frame is None:
+        while not self._block:
+            block = next(self._blocks, None)
+            if block is None:
                 return 0
-            if not packed:
-                raise EOFError("it ends inside a frame")
-            self._frame = self._frame or self._new_decompressor().decompressobj()
-            self._unpacked = memoryview(self._frame.decompress(packed))
-        count = min(len(buffer), len(self._unpacked))
-        buffer[:count], self._unpacked = self._unpacked[:count], self._unpacked[count:]
+            self._num_bytes += len(block)
+            check_no_bomb(self._num_bytes, self._num_packed, self._name)
+            self._block = memoryview(block)
+        count = min(len(buffer), len(self._block))
+        buffer[:count], self._block = self._block[:count], self._block[count:]
         return count
 
 
-def _open_zstd(file: BinaryIO) -> BinaryIO:
+def blocks_of(open_packed: Callable[[Any], BinaryIO], packed: Any) -> Iterator[bytes]:
+    """What `open_packed(packed)` reads."""
+    with open_packed(packed) as file:
+        yield from iter(lambda: file.read(BLOCK_BYTES), b"")
+
+
+def zstd_blocks(file: BinaryIO) -> Iterator[bytes]:
+    """What the frames hold; the extra's own readers end quietly where a file was cut."""
     if sys.version_info >= (3, 14):
         from compression import zstd
 
-        return zstd.open(file)
+        yield from blocks_of(zstd.open, file)
+        return
     try:
         import zstandard
     except ImportError as error:
         raise DataError(f"reading .zst needs zstandard ({error}): pip install zstandard") from error
-    return _ZstdFile(file, zstandard.ZstdDecompressor)
+    frame = None
+    while packed := file.read(ZSTD_INPUT_BYTES):
+        while packed:
+            frame = frame or zstandard.ZstdDecompressor().decompressobj()
+            yield frame.decompress(packed)
+            packed, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
+    if frame is not None:
+        raise EOFError("it ends inside a frame")
 
 
 UNPACKERS = {
-    "a gzip archive": gzip.open,
-    "a bzip2 archive": bz2.open,
-    "an xz archive": lzma.open,
-    "a zstd archive": _open_zstd,
+    "a gzip archive": partial(blocks_of, gzip.open),
+    "a bzip2 archive": partial(blocks_of, bz2.open),
+    "an xz archive": partial(blocks_of, lzma.open),
+    "a zstd archive": zstd_blocks,
 }

@@ -58,7 +58,9 @@ def get_file(row: dict[str, str]) -> None:
     make_folder(path.parent)
     with exclusive(path.with_name(f".{path.name}.lock")):  # a second process finds it complete
         if not path.exists():
-            address = row["address"].replace(HUB, os.environ.get("HF_ENDPOINT", HUB).rstrip("/"))
+            address = row["address"].replace(
+                HUB, (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
+            )
             try:
                 fetch.fetch([address], path, file)
             except DownloadError as error:

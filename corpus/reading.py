@@ -56,8 +56,8 @@ def form_of(name: str, head: bytes) -> str:
     """The suffix that says the form: .jsonl of a.jsonl.gz, and of a .json of several objects."""
     suffixes = [s for s in map(str.lower, PurePath(name).suffixes) if s not in SUFFIXES]
     form = suffixes[-1] if suffixes else ""
-    is_lines = form == ".json" and head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
-    return ".jsonl" if is_lines else form
+    start = head.decode(encoding_of(head)[1], "ignore").lstrip("\ufeff \t\r\n")
+    return ".jsonl" if form == ".json" and start.startswith("{") else form
 
 
 def is_binary(head: bytes, kind: str | None, form: str) -> bool:

@@ -58,11 +58,7 @@ class Sources:
                 yield held
             held = piece
         if held is None:
-            counts = (
-                f"{len(self.paths)} files, of which {self.found['no_text']} pictures and the like"
-            )
-            seen = "; ".join([counts, f"{self.found['hidden']} hidden", *self.found["faults"]])
-            raise DataError(f"no text in {self._listing.name} ({seen}): put some there")
+            raise _no_text(self._listing, self.found)
         self.found["documents"] += 1
         yield held
 

@@ -1,6 +1,7 @@
 """The same documents in any form give the same pieces, whatever they hold."""
 
 import json
+import re
 
 import pytest
 from forms import FORMS, PACKERS, folder_of, json_lines, parquet_table, zipped
@@ -10,6 +11,7 @@ from test_pieces import AWKWARD, ids_of
 
 from corpus import pieces, text
 from corpus.sources import open_sources
+from system.errors import DataError
 from tokenizer import END_OF_TEXT
 
 WORDS = [word for word in AWKWARD if not set(word) & {"\r", "<", "\ufeff"}]
@@ -66,6 +68,29 @@ def test_every_form_is_read_packed_and_packed_again_in_a_zip_archive(tmp_path, n
         path.write_bytes(content)
         assert read(path) == documents
     assert read(tmp_path) == documents * 3
+
+
+@pytest.mark.parametrize("name", [name for name in FORMS if name != "a.parquet"])
+def test_every_form_is_read_in_any_encoding_and_with_any_line_end(tmp_path, name):
+    documents = ["one", "two\n\nlines é 你 😀", ""]
+    content = FORMS[name](documents).decode()
+    path = tmp_path / name
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):  # the last writes a mark as well
+        for line_end in ("\n", "\r\n", "\r"):
+            path.write_bytes(re.sub("\r\n|\n", line_end, content).encode(encoding))
+            assert read(path) == documents
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_every_form_that_grows_while_it_is_read_is_an_error(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(FORMS[name](["one"] * 9))
+    pieces = open_sources(path).pieces()
+    next(pieces)
+    with path.open("ab") as file:
+        file.write(b"\n")
+    with pytest.raises(DataError, match="changed while it was read"):
+        list(pieces)
 
 
 def test_ids_are_those_of_the_text_with_separators(tmp_path, tokenizer, stories):
