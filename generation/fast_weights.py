@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from generation.kv_cache import HalfCache
+from generation.row_sums import RowSums
 from model import Transformer
 from system.choice import Choices, Piece, noise
 from system.errors import ConfigError
@@ -24,10 +26,10 @@ from system.machine import TYPES
 NUM_REPAIRED = 32  # logits of each row that are computed again in float32
 STEPS = 127  # of an int8, on either side of 0
 SMALLEST = 1e-12  # what they stand for in a row of zeros
-MOST_NUMBERS = 1 << 23  # of the table that are read to measure: more than a processor's caches hold
 PROMPT, TEXT = 64, 128  # tokens read at once and one by one: the work that is measured
 NEAR = 2e-2  # what 8 bits of mantissa may lose, as a share of a result's norm
 Linear = Callable[[Tensor], Tensor]
+Layout = Callable[[Tensor, Tensor | None, torch.dtype], nn.Module]  # of a weight and a bias
 
 
 class CastLinear(nn.Module):
@@ -57,7 +59,9 @@ class PackedLinear(CastLinear):
 class Int8Linear(nn.Module):
     """Weights and inputs in whole numbers, one scale a row; their products are summed exactly."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype = torch.int8
+    ) -> None:
         super().__init__()
         whole, largest = rounded(weight.detach())
         self.weight, self.scales = whole.T, largest[:, 0] / STEPS**2
@@ -108,12 +112,13 @@ def prepared(
     if precision == "int8" and device.type != "cpu":
         raise ConfigError(f"int8 weights are for CPUs (device {device}): use bfloat16")
     result = shared_copy(model, device).eval()
-    names = {"auto": TYPES, "int8": ["bfloat16"]}.get(precision, [precision])
-    layout, dtype = fastest_layer(result, names)
+    layout, dtype = fastest_layer(result, TYPES if precision == "auto" else [precision])
+    if layout is with_row_sums:
+        result.long_cache = HalfCache
 
     def linear(weight: Tensor, bias: Tensor | None) -> Linear:
-        if precision == "int8" and weight.size(1) > 1:  # torch multiplies one column wrongly
-            return Int8Linear(weight, bias)
+        if dtype == torch.int8 and weight.size(1) == 1:  # torch multiplies one column wrongly
+            return CastLinear(weight, bias, torch.bfloat16)
         return layout(weight, bias, dtype)
 
     if has_tied_head(result):
@@ -133,30 +138,46 @@ def prepared(
     return result
 
 
-def fastest_layer(model: Transformer, names: Sequence[str]) -> tuple[type, torch.dtype]:
-    """The layout and the type, of those named, in which the model's weights are read fastest."""
-    layers = [layer for layer in model.blocks[0].modules() if type(layer) is nn.Linear]
-    table = model.input_embedding.embedding.weight
-    weights = [layer.weight for layer in layers] + [table[: MOST_NUMBERS // table.size(1)]]
-    counts = [len(model.blocks)] * len(layers) + [len(table) / len(weights[-1])]
+def with_row_sums(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> RowSums:
+    """Sums of weighted rows for one row, products for several."""
+    many = {torch.int8: Int8Linear, torch.float16: CastLinear}.get(dtype, PackedLinear)
+    return RowSums(weight, bias, dtype=dtype, many=many(weight, bias, dtype))
 
-    def reading(share: float, *, layout: type, dtype: torch.dtype) -> list[Piece]:
+
+LAYOUTS: dict[str, list[Layout]] = {  # of each type; the first one works everywhere
+    "float32": [CastLinear, PackedLinear],
+    "bfloat16": [CastLinear, PackedLinear, with_row_sums],
+    "float16": [CastLinear, with_row_sums],
+    "int8": [Int8Linear, with_row_sums],
+}
+
+
+def fastest_layer(model: Transformer, names: Sequence[str]) -> tuple[Layout, torch.dtype]:
+    """The layout and the type, of those named, in which the model's weights are read fastest.
+
+    One row meets the table, whole, so that no cache holds more of it than in use.
+    """
+    table, num_blocks = model.input_embedding.embedding.weight, len(model.blocks)
+    layers = [layer for layer in model.blocks[0].modules() if type(layer) is nn.Linear]
+    in_blocks = num_blocks * sum(layer.weight.numel() for layer in layers)
+    cases = [(table, 1, TEXT * (1 + in_blocks / table.numel()))]
+    cases += [(layer.weight, PROMPT, num_blocks) for layer in layers]
+
+    def reading(share: float, *, layout: Layout, dtype: torch.dtype) -> list[Piece]:
         pieces = []
-        for weight, count in zip(weights, counts, strict=True):
-            layer, cases = layout(weight, None, dtype), [(1, TEXT), (PROMPT, 1)]
-            for num_rows, times in cases[:1] if weight is weights[-1] else cases:
-                x = noise(num_rows, weight.size(1)).to(weight)
-                amount = 2.0 * num_rows * weight.numel()
-                pieces.append(Piece(partial(layer, x), amount, count * times))
+        for weight, num_rows, count in cases:
+            x = noise(num_rows, weight.size(1)).to(weight)
+            run = partial(layout(weight, None, dtype), x)
+            pieces.append(Piece(run, 2.0 * num_rows * weight.numel(), count))
         return pieces
 
     ways = {
         f"{name} {layout.__name__}": partial(reading, layout=layout, dtype=getattr(torch, name))
         for name in names
-        for layout in (CastLinear, PackedLinear)
+        for layout in LAYOUTS[name]
     }
-    choices = Choices("writing", str(model.device), [weight.shape for weight in weights], counts)
-    name = choices.of(", ".join(names), ways, tolerance=NEAR).name
+    choices = Choices("writing", str(model.device), [case[0].shape for case in cases], num_blocks)
+    name = choices.of(", ".join(ways), ways, tolerance=NEAR).name
     choices.remember()
     return ways[name].keywords["layout"], ways[name].keywords["dtype"]
 
