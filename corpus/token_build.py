@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
@@ -39,6 +40,7 @@ MAX_SHARD_TOKENS = 1 << 30
 BATCH_CHARS = 1 << 18  # small texts together are four times as fast as one by one
 BATCHES_PER_SYNC = 64  # some 16 MB of text, the most that a kill costs
 LEAST_BYTES_FOR_WORKERS = 1 << 23  # less is done before they are ready
+MAX_WORKERS = 8  # the one reader has no text for more
 BYTES_PER_TOKEN = 5  # of text: more than usual, so that no text is refused that fits
 BLOCK_IDS = 1 << 20
 
@@ -57,7 +59,9 @@ def build(folder: Path, sources: Sources, text_sha256: str, known: KnownFiles) -
     is_blank = True
     for batch in islice(batches, num_batches):
         is_blank = is_blank and batch.text.isspace()
-    num_workers = num_cores() if sources.num_bytes >= LEAST_BYTES_FOR_WORKERS else 0
+    num_workers = (
+        min(num_cores(), MAX_WORKERS) if sources.num_bytes >= LEAST_BYTES_FOR_WORKERS else 0
+    )
     with ShardWriter(folder, num_tokens) as writer, progress_bar(sources) as bar:
         for batch, ids in encoded(batches, num_workers):
             is_blank = is_blank and batch.text.isspace()
@@ -178,20 +182,25 @@ def seal_shards(folder: Path) -> dict[str, str]:
     """Writes what readers look up, and returns the SHA-256 of each file of the cache by name."""
     first_seen = np.full(END_OF_TEXT_ID + 1, NEVER, POSITION_TYPE)
     hashes, start = {}, 0
-    for path in sorted(folder.glob("*.ids")):
-        hashes[path.name] = seal(path, first_seen, start)
-        start += path.stat().st_size // ID_TYPE.itemsize
-        ends_path = path.with_suffix(".ends")
-        hashes[ends_path.name] = file_sha256(ends_path)
+    with ThreadPoolExecutor(1) as beside:  # as much work as the rest
+        documents = beside.submit(write_document_hashes, folder)
+        for path in sorted(folder.glob("*.ids")):
+            hashes[path.name] = seal(path, first_seen, start)
+            start += path.stat().st_size // ID_TYPE.itemsize
+        documents.result()
     first_seen.tofile(folder / FIRST_SEEN_NAME)
-    shards = joined([mapped(path, ID_TYPE) for path in sorted(folder.glob("*.ids"))])
-    with (folder / DOCUMENTS_NAME).open("wb") as file:
-        file.writelines(block.astype(HASH_TYPE) for block in hash_documents(shards))
-    for name in (FIRST_SEEN_NAME, DOCUMENTS_NAME):
+    ends_names = [f"{Path(name).stem}.ends" for name in hashes]
+    for name in [*ends_names, FIRST_SEEN_NAME, DOCUMENTS_NAME]:
         hashes[name] = file_sha256(folder / name)
     for name in hashes:
         sync_file(folder / name)
     return hashes
+
+
+def write_document_hashes(folder: Path) -> None:
+    shards = joined([mapped(path, ID_TYPE) for path in sorted(folder.glob("*.ids"))])
+    with (folder / DOCUMENTS_NAME).open("wb") as file:
+        file.writelines(block.astype(HASH_TYPE) for block in hash_documents(shards))
 
 
 def seal(path: Path, first_seen: np.ndarray, start: int) -> str:

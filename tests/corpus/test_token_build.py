@@ -104,24 +104,17 @@ def test_shards_are_one_row_of_ids(cuts, data):
     bounds = [0, *sorted(cuts), 100]
     shards = [ROW[a:b] for a, b in pairwise(bounds) if a < b]
     ids = TokenShards(shards)
-    assert (len(ids), ids.shape, ids.ndim, ids.dtype) == (100, (100,), 1, np.uint16)
-    part = data.draw(st.slices(100))
-    assert ids[part].tolist() == ROW[part].tolist()
-    index = data.draw(st.integers(-100, 99))
-    assert ids[index] == ROW[index]
-    start, stop = sorted(data.draw(st.tuples(st.integers(0, 100), st.integers(0, 100))))
-    view = ids.view(start, stop)
-    assert len(view) == stop - start
-    assert view[:].tolist() == ROW[start:stop].tolist()
+    assert (len(ids), ids.ndim, ids.dtype) == (100, 1, np.uint16)
+    start, stop = data.draw(st.tuples(st.integers(-120, 120), st.integers(-120, 120)))
+    for part in (slice(start, stop), slice(start, None, 3), slice(None, stop)):
+        assert ids[part].tolist() == ROW[part].tolist()
 
 
 def test_a_slice_within_a_shard_copies_nothing():
     ids = TokenShards([ROW[:60], ROW[60:]])
     assert np.shares_memory(ids[10:60], ROW)
-    assert np.shares_memory(ids.view(50, 70).shards[1], ROW)
+    assert np.shares_memory(ids[60:], ROW)
     assert joined([ROW]) is ROW
-    with pytest.raises(IndexError):
-        ids[100]
 
 
 # workers
