@@ -11,6 +11,7 @@ from typing import Any
 
 from system.files import write_durably
 
+KNOWN_NAME = "known.json"  # of the records beside tokens
 BLOCK_BYTES = 1 << 20
 FRESH_NS = 3 * 10**9  # the coarsest clock of a disk, FAT's, ticks every two seconds
 

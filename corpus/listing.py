@@ -8,6 +8,7 @@ from pathlib import Path
 
 from corpus.addresses import is_address, is_hidden, local_copies
 from corpus.text import chosen_text
+from corpus.token_parts import is_in_parts
 from system.errors import DataError
 from system.files import as_path
 
@@ -63,7 +64,9 @@ class Listing:
             self.paths += local_copies(str(name))
             return
         path = as_path(name)
-        if os.path.isdir(path) and name:
+        if name and is_in_parts(path):
+            self.paths.append(path)
+        elif os.path.isdir(path) and name:
             self.add_folder(path)
         elif glob.has_magic(str(path)) and not os.path.lexists(path):
             matches = glob.glob(str(path), recursive=True)

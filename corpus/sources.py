@@ -3,6 +3,7 @@
 import io
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,12 @@ class Sources:
         """[path, bytes, mtime, ctime (ns), inode] of each file when the sources were opened."""
         paths = [os.fspath(path.absolute()) for path in self.paths]
         return [[path, *stamp] for path, stamp in zip(paths, self._stamps, strict=True)]
+
+    def part(self, index: int, total: int) -> "Sources":
+        """The files of one of so many parts: each file is in one, in the same order."""
+        paths = self._listing.paths
+        first, stop = (len(paths) * number // total for number in (index, index + 1))
+        return Sources(replace(self._listing, paths=paths[first:stop]), self.why, self._rules)
 
     def recipe(self) -> list[Any]:
         """What the ids depend on besides the content: two texts alike in both have the same."""

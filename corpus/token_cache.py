@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 from filelock import Timeout
 
-from corpus.known_files import KnownFiles
+from corpus.known_files import KNOWN_NAME, KnownFiles
 from corpus.sources import Sources
 from corpus.token_build import VERSION, build
+from corpus.token_parts import is_in_parts, read_parts
 from corpus.token_shards import MANIFEST_NAME, Tokens, read_cache, read_manifest
 from system.errors import DataError
 from system.files import exclusive, part_path_of, sweep_parts, sync_folder
@@ -22,7 +23,6 @@ from system.process import note
 from tokenizer import TABLE_SHA256
 
 CACHE_NAME = re.compile(r"[0-9a-f]{32}(\.bin|\.building)?")  # .bin: of earlier versions
-KNOWN_NAME = "known.json"
 DIGEST_BYTES = hashlib.sha256().digest_size
 FILE_NAME = re.compile(
     r"\d{5}\.(ids|ends)|(first_seen|documents)\.bin|(manifest|progress)\.json|.+gpt-part"
@@ -37,6 +37,8 @@ def load_tokens(sources: Sources, *, cache_parents: Sequence[Path], num_texts: i
     finished one is found and mapped without reading text or tokens whole (see `KnownFiles`). It is
     one of `num_texts` of a run, none of which takes another one's place.
     """
+    if is_in_parts(sources.paths[0]):
+        return read_parts(sources.paths[0])
     folders = [parent / ".tokens" for parent in cache_parents]
     known = KnownFiles(folder / KNOWN_NAME for folder in folders)
     text_sha256 = known.sha256_of(sources.paths)
@@ -52,6 +54,19 @@ def load_tokens(sources: Sources, *, cache_parents: Sequence[Path], num_texts: i
         with suppress(OSError):  # read-only, or full
             return _build_cache_at(folder / name, sources, text_sha256, known, num_texts)
     return _build_cache_at(folders[-1] / name, sources, text_sha256, known, num_texts)
+
+
+def build_part(sources: Sources, folder: Path, *, number: int, total: int) -> Tokens:
+    """Makes part `number`, from 1 on, of `total` in the folder; goes on with it, or finds it.
+
+    The files of the sources are shared out in their order. Parts know nothing of each other.
+    """
+    if not 1 <= number <= total <= len(sources.paths):
+        raise DataError(
+            f"no part {number} of {total} ({len(sources.paths)} files): each part needs a file"
+        )
+    place = folder / f"part-{number:05}-of-{total:05}"
+    return load_tokens(sources.part(number - 1, total), cache_parents=[place])
 
 
 def _build_cache_at(

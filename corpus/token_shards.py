@@ -3,8 +3,8 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, reduce
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from corpus.known_files import KnownFiles
+from tokenizer import END_OF_TEXT_ID
 
 MANIFEST_NAME = "manifest.json"
 ID_TYPE, POSITION_TYPE, HASH_TYPE = np.dtype("<u2"), np.dtype("<i8"), np.dtype("<u8")
@@ -21,39 +22,28 @@ NEVER = np.iinfo(POSITION_TYPE).max  # the first position of a token that does n
 
 
 class TokenShards:
-    """Several arrays of ids as one: its length, slices, and views that copy nothing."""
+    """Several arrays of ids as one: it has a length, and slices that are arrays.
+
+    A slice is a copy only where it crosses the border of two shards.
+    """
 
     ndim = 1
 
     def __init__(self, shards: Sequence[np.ndarray]) -> None:
-        self.shards = list(shards)
-        self.starts = np.cumsum([0, *map(len, self.shards)])
-        self.dtype = self.shards[0].dtype
+        self.shards, self.dtype = list(shards), shards[0].dtype
+        self.starts = np.cumsum([0, *map(len, shards)])
 
     def __len__(self) -> int:
         return int(self.starts[-1])
 
-    @property
-    def shape(self) -> tuple[int]:
-        return (len(self),)
-
-    def __getitem__(self, index: int | slice) -> Any:
-        """One id, or those of a slice: a copy only where it crosses the border of a shard."""
-        positions = range(len(self))[index]
-        if isinstance(positions, int):
-            shard = int(np.searchsorted(self.starts, positions, side="right")) - 1
-            return self.shards[shard][positions - self.starts[shard]]
-        if positions.step != 1:
-            ids = self[min(positions, default=0) : max(positions, default=-1) + 1]
-            return ids[:: positions.step]
-        ids = self.view(positions.start, positions.stop)
-        return np.concatenate(ids.shards) if isinstance(ids, TokenShards) else ids
-
-    def view(self, start: int, stop: int) -> "np.ndarray | TokenShards":
-        """The ids of a range, mapped as before."""
-        first, last = np.searchsorted(self.starts, [start, max(start, stop - 1)], side="right") - 1
-        bounds = zip(self.starts[first:], self.shards[first : last + 1], strict=False)
-        return joined([ids[max(0, start - at) : max(0, stop - at)] for at, ids in bounds])
+    def __getitem__(self, wanted: slice) -> np.ndarray:
+        start, stop, step = wanted.indices(len(self))
+        first = max(0, int(np.searchsorted(self.starts, start, side="right")) - 1)
+        last = int(np.searchsorted(self.starts, stop))
+        pairs = zip(self.starts[first:last], self.shards[first:last], strict=False)
+        parts = [ids[max(0, start - at) : max(0, stop - at)] for at, ids in pairs]
+        ids = parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, self.dtype), *parts])
+        return ids[::step]
 
 
 def joined(shards: Sequence[np.ndarray]) -> np.ndarray | TokenShards:
@@ -83,6 +73,46 @@ class Tokens:
     def used_before(self, stop: int) -> np.ndarray:
         """The tokens that occur in ids[:stop], in rising order; no id is read for it."""
         return np.flatnonzero(self.first_seen < stop)
+
+
+def chained(texts: Sequence[Tokens]) -> Tokens:
+    """Texts one after the other as one, with a separator where a text does not end with one."""
+    shards, ends, hashes, at = [], [], [], 0
+    first_seen = np.full_like(texts[0].first_seen, NEVER)
+    for text in texts:
+        if shards and shards[-1][-1] != END_OF_TEXT_ID:
+            shards.append(np.array([END_OF_TEXT_ID], ID_TYPE))
+            ends.append(np.array([1], POSITION_TYPE))
+            first_seen[END_OF_TEXT_ID] = min(first_seen[END_OF_TEXT_ID], at)
+            at += 1
+        elif hashes:
+            hashes[-1] = hashes[-1][:-1]  # nothing follows the last separator
+        is_seen = text.first_seen != NEVER
+        first_seen[is_seen] = np.minimum(first_seen, text.first_seen + at)[is_seen]
+        shards += getattr(text.ids, "shards", [text.ids])
+        ends += text.shard_ends
+        hashes.append(text.document_hashes)
+        at += len(text.ids)
+    names = "\n".join(text.text_sha256 for text in texts)
+    return replace(
+        texts[0],
+        ids=joined(shards),
+        text_sha256=hashlib.sha256(names.encode()).hexdigest(),
+        found=reduce(added, (text.found for text in texts)),
+        first_seen=first_seen,
+        shard_ends=ends,
+        document_hashes=np.concatenate(hashes),
+    )
+
+
+def added(found: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """What was found in two texts: counts are added, lists joined."""
+    sums = {
+        key: added(found[key], value) if isinstance(value, dict) else found[key] + value
+        for key, value in other.items()
+        if key in found
+    }
+    return {**found, **other, **sums}
 
 
 def read_cache(folder: Path, known: KnownFiles) -> Tokens | None:
