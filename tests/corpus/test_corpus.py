@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forms import FORMS, PACKERS, folder_of, zipped
 
 from corpus.corpus import choose_vocabulary, read_corpus
 from system.errors import DataError
@@ -35,6 +36,26 @@ def test_training_and_validation_tokens_are_the_text(read, text_folder, tokenize
         row for i in range(corpus.batches.num_per_epoch) for row in corpus.batches[i][0].tolist()
     ]
     assert sorted(shown) == sorted(ids[start : start + 16] for start in starts)
+
+
+def test_the_same_documents_in_any_form_give_the_same_ids_split_and_batches(read, tmp_path):
+    documents = [f"Tom saw {n} dogs and {n * n} cats.\nHe ran home. \U0001f600" for n in range(60)]
+    folder_of(tmp_path / "folder", documents)
+    files = sorted((tmp_path / "folder").rglob("*.txt"))
+    names = [str(file.relative_to(tmp_path)) for file in files]
+    contents = {file: file.read_bytes() for file in files}
+    (tmp_path / "all.zip").write_bytes(zipped(dict(zip(names, contents.values(), strict=True))))
+    for name, form in FORMS.items():
+        (tmp_path / name).write_bytes(form(documents))
+        (tmp_path / f"{name}.zst").write_bytes(PACKERS[".zst"](form(documents)))
+    expected = read(data=str(tmp_path / "a.txt"))
+    assert expected.train_ids[:].tolist().count(END_OF_TEXT_ID) > 40
+    for name in ["folder", "all.zip", *FORMS, *(f"{name}.zst" for name in FORMS)]:
+        corpus = read(data=str(tmp_path / name))
+        assert corpus.train_ids[:].tolist() == expected.train_ids[:].tolist(), name
+        assert corpus.val_ids.tolist() == expected.val_ids.tolist(), name
+        for i in (0, 7):
+            assert all(map(torch.equal, corpus.batches[i], expected.batches[i])), name
 
 
 @pytest.mark.parametrize("eval_tokens", [2, 31])
