@@ -26,7 +26,7 @@ from system.files import write_durably
 
 WIN = 1.1  # times as fast as the way that it takes the place of
 SMALL = 1e8  # operations: work of less is over before it could be measured
-FIRST_SHARE, TURN_SECONDS = 1 / 256, 0.005  # of the work: raised until the first way takes so long
+FIRST_SHARE, PIECE_SECONDS = 1 / 256, 1e-3  # of the work: raised until a piece takes so long
 SECONDS, MIN_TURNS = 0.04, 4  # of measuring, for one table
 HOPELESS, NUM_TRIES = 3, 5  # times slower in a piece, so often in a row: not timed further
 FOLDER = Path("gpt-from-scratch")  # in the user's folder of caches
@@ -70,11 +70,22 @@ def fastest(
     """The first way, or one after it whose results are right and which is `WIN` times as fast.
 
     Right is what differs from the first one's results by at most `tolerance`, as a share of their
-    norm; a way that raises is left out, unless it is the first. The ways take turns, and of each
-    piece the shortest time counts: whatever disturbs it only makes it longer.
+    norm; a way that raises is left out, unless it is the first. The ways take turns in one thread,
+    and of each piece the shortest time counts: whatever disturbs it only makes it longer.
     """
+    if len(ways) == 1:
+        return Choice(*ways)
+    num_threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)  # several would wait for each other where others are at work
+        return _fastest(ways, tolerance, clock)
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+def _fastest(ways: Mapping[str, Way], tolerance: float, clock: Clock) -> Choice:
     taken, *others = ways
-    share, num_runs = to_measure(ways[taken], clock) if others else (0, 0)
+    share, num_runs = to_measure(ways[taken], clock)
     if not share:
         return Choice(taken)
     leader = Timed(ways[taken](share), clock, num_runs)
@@ -98,7 +109,7 @@ def fastest(
 
 
 def to_measure(way: Way, clock: Clock) -> tuple[float, int]:
-    """A share of the work, and how often in a row, that takes TURN_SECONDS.
+    """A share of the work, and how often in a row, of which the longest piece is long enough.
 
     None of it if all of the work is SMALL, or if the least of it takes too long.
     """
@@ -111,7 +122,7 @@ def to_measure(way: Way, clock: Clock) -> tuple[float, int]:
             timed.turn()
         if sum(timed.shortest) > SECONDS:
             return 0, 0
-        missing = TURN_SECONDS / sum(timed.shortest)
+        missing = PIECE_SECONDS / max(timed.shortest)
         if share == 1 or missing <= 1:
             return share, max(1, round(missing))
         share = min(1, share * max(2, round(missing)))

@@ -10,6 +10,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -41,6 +42,7 @@ def machine_for(config: Config, num_rows: int, *, kept: Any = None) -> Machine:
     _, reason = choose_device(config["device"])  # it names the threads
     precision = choose_precision(device, config["precision"], choices, shapes=shapes)
     said = f"{device} ({reason}), {precision}"
+    said += " a core" if device.type == "cpu" and precision.rates else ""
     machine = Machine(device, getattr(torch, precision.name), said, {})
     for question, ways in tables(config, num_rows, machine).items():
         choices.of(question, ways, tolerance=NEAR[precision.name])
@@ -58,10 +60,14 @@ def product_shapes(config: Config, num_rows: int) -> list[Shape]:
 
 
 def thread_ways(device: torch.device, shapes: list[Shape]) -> dict[str, Way]:
-    """All cores, or half of them where the others are slow; only all where a user has set them."""
+    """All cores, or half of them where the others are slow.
+
+    Only all if they are few, if a user has set how many, or if others are at work on them.
+    """
     most = torch.get_num_threads()
-    is_open = device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ
-    counts = (most, most // 2) if is_open and most >= FEW_CORES else (most,)
+    is_open = device.type == "cpu" and most >= FEW_CORES and "OMP_NUM_THREADS" not in os.environ
+    is_free = psutil.getloadavg()[0] + most < (os.cpu_count() or 1) + 0.5
+    counts = (most, most // 2) if is_open and is_free else (most,)
     return {str(count): partial(in_threads, count=count, shapes=shapes) for count in counts}
 
 

@@ -67,6 +67,8 @@ def test_all_ways_give_the_same(precision):
 def test_every_count_of_threads_gives_the_same(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    monkeypatch.setattr(ways.psutil, "getloadavg", lambda: (0.1, 2.0, 3.0))
+    monkeypatch.setattr(ways.os, "cpu_count", lambda: 4)
     table = ways.thread_ways(torch.device("cpu"), [(16, 8, 4, 1)])
     assert list(table) == ["4", "2"]
     try:
@@ -76,13 +78,25 @@ def test_every_count_of_threads_gives_the_same(monkeypatch):
         torch.set_num_threads(1)
 
 
-@pytest.mark.parametrize(("device", "threads"), [("cuda", None), ("cpu", "3"), ("mps", None)])
-def test_a_users_number_of_threads_stays(monkeypatch, device, threads):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+@pytest.mark.parametrize(
+    ("device", "count", "threads", "load"),
+    [
+        ("cuda", 8, "", 0),
+        ("mps", 8, "", 0),
+        ("cpu", 8, "3", 0),
+        ("cpu", 2, "", 0),
+        ("cpu", 8, "", 5),
+    ],
+)
+def test_all_cores_are_taken_without_asking(monkeypatch, device, count, threads, load):
+    """Beside a GPU, if a user has set the number, if there are few, if others are at work."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: count)
+    monkeypatch.setattr(ways.os, "cpu_count", lambda: count)
+    monkeypatch.setattr(ways.psutil, "getloadavg", lambda: (load, 0, 0))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if threads:
         monkeypatch.setenv("OMP_NUM_THREADS", threads)
-    assert list(ways.thread_ways(torch.device(device), [])) == ["8"]
+    assert list(ways.thread_ways(torch.device(device), [])) == [str(count)]
 
 
 def test_the_next_start_remembers_and_says_the_same(memory, measured):
