@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from corpus import text
+from corpus.addresses import FOLDER
 from system import fetch
 from system.errors import ConfigError, DataError, DownloadError, OutputError
 from system.files import exclusive, make_folder
@@ -56,7 +57,8 @@ def get_file(row: dict[str, str]) -> None:
     path = text.PROJECT / row["place"]
     file = fetch.RemoteFile(int(row["bytes"]), row["sha256"])
     make_folder(path.parent)
-    with exclusive(path.with_name(f".{path.name}.lock")):  # a second process finds it complete
+    make_folder(text.PROJECT / FOLDER)
+    with exclusive(text.PROJECT / FOLDER / f"{path.name}.lock"):  # a second one finds it complete
         if not path.exists():
             address = row["address"].replace(
                 HUB, (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")

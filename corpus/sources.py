@@ -103,6 +103,8 @@ def open_sources(
     if not listing.paths:
         raise _no_text(listing, {"no_text": listing.num_special, "faults": []})
     why = why_chosen(listing.paths[0], "") if data == "" else "given as data"
+    if len(listing.paths) > 1:
+        why = f"the first of {len(listing.paths):,} files in {listing.name}"
     return Sources(listing, why, Rules(field, errors == "skip", replace_invalid))
 
 

@@ -127,6 +127,7 @@ def test_what_was_found_is_said_each_time(read, text_folder):
         read(data="books", data_field="story")
     for _ in ("tokenized", "from the cache"):
         lines = str(read(data="books", data_field="story", data_errors="skip")).splitlines()
+        assert lines[0].endswith("a.jsonl, the first of 3 files in books")
         said = "documents: 3, from 1 jsonl, 1 txt; one is a record's 'story' or what"
         assert lines[2].strip().startswith(said)
         assert lines[3].strip() == "passed over: 1 hidden, 1 pictures and the like"

@@ -54,6 +54,11 @@ def test_a_corpus_of_one_file_is_the_first_text_that_train_py_looks_for(
     server.script += [cut(1000), cut(20_000)]
     run(monkeypatch, "get", "tinystories")
     assert capsys.readouterr().out.endswith("tinystories is complete; next: python train.py\n")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".downloads",
+        ".table.csv",
+        "TinyStories.txt",
+    ]
     assert [piece.text for piece in open_sources("").pieces()] == STORIES
     assert server.num_sent == len(FILES["TinyStories.txt"])
     run(monkeypatch, "get", "tinystories")
