@@ -155,20 +155,21 @@ LAYOUTS: dict[str, list[Layout]] = {  # of each type; the first one works everyw
 def fastest_layer(model: Transformer, names: Sequence[str]) -> tuple[Layout, torch.dtype]:
     """The layout and the type, of those named, in which the model's weights are read fastest.
 
-    One row meets the table, whole, so that no cache holds more of it than in use.
+    One row meets a matrix of the table's size, so that no cache holds more of it than in use. The
+    matrices are noise: the numbers of a trained table may cancel in its products with a row.
     """
     table, num_blocks = model.input_embedding.embedding.weight, len(model.blocks)
-    layers = [layer for layer in model.blocks[0].modules() if type(layer) is nn.Linear]
-    in_blocks = num_blocks * sum(layer.weight.numel() for layer in layers)
-    cases = [(table, 1, TEXT * (1 + in_blocks / table.numel()))]
-    cases += [(layer.weight, PROMPT, num_blocks) for layer in layers]
+    layers = [layer.weight for layer in model.blocks[0].modules() if type(layer) is nn.Linear]
+    in_blocks = num_blocks * sum(map(torch.numel, layers))
+    cases = [(table.shape, 1, TEXT * (1 + in_blocks / table.numel()))]
+    cases += [(weight.shape, PROMPT, num_blocks) for weight in layers]
 
     def reading(share: float, *, layout: Layout, dtype: torch.dtype) -> list[Piece]:
         pieces = []
-        for weight, num_rows, count in cases:
-            x = noise(num_rows, weight.size(1)).to(weight)
-            run = partial(layout(weight, None, dtype), x)
-            pieces.append(Piece(run, 2.0 * num_rows * weight.numel(), count))
+        for shape, num_rows, count in cases:
+            layer = layout(noise(*shape).to(table), None, dtype)
+            run = partial(layer, noise(num_rows, shape[1]).to(table))
+            pieces.append(Piece(run, 2.0 * num_rows * shape.numel(), count))
         return pieces
 
     ways = {
@@ -176,7 +177,7 @@ def fastest_layer(model: Transformer, names: Sequence[str]) -> tuple[Layout, tor
         for name in names
         for layout in LAYOUTS[name]
     }
-    choices = Choices("writing", str(model.device), [case[0].shape for case in cases], num_blocks)
+    choices = Choices("writing", str(model.device), cases)
     name = choices.of(", ".join(ways), ways, tolerance=NEAR).name
     choices.remember()
     return ways[name].keywords["layout"], ways[name].keywords["dtype"]

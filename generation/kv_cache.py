@@ -109,23 +109,21 @@ class HalfCache(KeyValueCache):
         positions = torch.tensor(self.lengths)[:, None] + torch.arange(num_tokens)
         self.lengths = [length + num_tokens for length in self.lengths]
         n, (B, H, S, D) = max(self.lengths), self.values.shape[1:]
-        self._num_groups = G = -(-n // COLUMNS)
+        self._num_seen, self._num_groups = n, -(-n // COLUMNS)
         self._places = rows, positions, positions // COLUMNS, positions % COLUMNS
-        self._hidden = torch.arange(n) > positions.T[..., None, None]  # (T, B, 1, n)
-        channels = torch.arange(G * B * H * D, dtype=torch.int32).repeat(num_tokens)
-        slots = torch.arange(B * H * S, dtype=torch.int32).view(-1, S)[:, :n].repeat(num_tokens, 1)
-        self._of_keys, self._of_values = with_starts(channels, D), with_starts(slots.flatten(), n)
+        if n > num_tokens:  # else the new tokens see each other alone
+            self._hidden = torch.arange(n) > positions.T[..., None, None]  # (T, B, 1, n)
+            channels = torch.arange(self._num_groups * B * H * D, dtype=torch.int32)
+            slots = torch.arange(B * H * S, dtype=torch.int32).view(-1, S)[:, :n].flatten()
+            self._of_keys = with_starts(channels.repeat(num_tokens), D)
+            self._of_values = with_starts(slots.repeat(num_tokens), n)
         return positions
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Stores the new keys and values, then mixes for each token all values up to its own."""
         B, H, T, D = query.shape
-        G, n, (rows, positions, groups, columns) = (
-            self._num_groups,
-            self._hidden.size(-1),
-            self._places,
-        )
-        keys, values = self.keys[layer], self.values[layer]
+        keys, values, n, G = self.keys[layer], self.values[layer], self._num_seen, self._num_groups
+        rows, positions, groups, columns = self._places
         keys[groups, rows, :, :, columns] = key.transpose(1, 2).half()
         values[rows, :, positions] = value.transpose(1, 2).half()
         if n == T:

@@ -89,7 +89,8 @@ def test_a_variant_writes_with_half_a_cache_and_guesses_as_without(changes, monk
 
 
 @pytest.mark.parametrize("precision", ["auto", "float32", "bfloat16", "float16", "int8"])
-def test_sums_are_taken_where_they_are_found_the_fastest(precision, monkeypatch):
+def test_sums_are_taken_where_they_are_found_the_fastest(precision, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # where nothing is remembered
     asked = []
 
     def fastest(ways, **settings):
@@ -103,3 +104,21 @@ def test_sums_are_taken_where_they_are_found_the_fastest(precision, monkeypatch)
     assert getattr(result, "long_cache", KeyValueCache) == (
         HalfCache if has_sums else KeyValueCache
     )
+
+
+def test_a_trained_table_whose_products_cancel_excludes_no_type(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(choice, "SMALL", 1)  # all is measured
+    monkeypatch.setattr(choice, "HOPELESS", 1e9)  # and all is fast enough
+    found = []
+    fastest = choice.fastest
+    monkeypatch.setattr(
+        choice, "fastest", lambda *ways, **rest: found.append(fastest(*ways, **rest)) or found[-1]
+    )
+    model = clear_model()
+    with torch.no_grad():
+        model.input_embedding.embedding.weight[:] = 0.1  # noise times this is near 0
+    for precision in ("auto", "int8"):
+        prepared(model, precision)
+    assert {name.split()[0] for name in found[0].rates} >= {"float32", "bfloat16"}
+    assert [*found[1].rates] == ["int8 Int8Linear", "int8 with_row_sums"]
