@@ -68,6 +68,7 @@ config = {
     "allow_other_text": False,  # True resumes on another text, moments anew
     # the machine
     "device": "auto",  # auto, cpu, mps, cuda or cuda:N
+    "estimate": False,  # True prints how much memory training takes, and ends
     "checkpoint_activations": False,  # True keeps fewer: less memory, a third slower
     "parallel": "ddp",  # with torchrun: ddp copies the model, fsdp spreads it
     "precision": "auto",  # auto, float32, bfloat16 or float16
@@ -91,6 +92,9 @@ def train_in(team: "Alone | Team", config: dict[str, Any], options: dict[str, An
         from training import begin, store  # bring torch, which --help need not wait for
 
         sweep_parts(asked.folder)
+        if asked.config["estimate"]:
+            log(begin.estimate(asked, team))
+            return asked.folder
         run = begin.begin(asked, team)
         signals.hold()
         try:

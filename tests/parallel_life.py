@@ -75,7 +75,8 @@ FAULTS: dict[str, Callable[[Run], Any]] = {
 def with_faults(update: Callable[[Run], None], faults: list[dict]) -> Callable[[Run], None]:
     def faulty(run: Run) -> None:
         for fault in faults:
-            if run.step == fault["step"] and RANK in fault["ranks"]:
+            is_due = run.step == fault["step"] and RANK in fault["ranks"]
+            if is_due and not (fault.get("only_first") and run.team.is_started_again):
                 FAULTS[fault["do"]](run)
         update(run)
 

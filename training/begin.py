@@ -4,7 +4,7 @@ import hashlib
 import shlex
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,8 @@ from system.machine import Machine, choose_device, tune_process
 from system.process import log, warn
 from tokenizer import END_OF_TEXT_ID, TABLE_SHA256, GPT2Tokenizer
 from training import capacity, store
+from training.estimate import peak_of
+from training.estimate import table as estimate_table
 from training.learner import Learner
 from training.parallel import ALONE, Alone
 from training.run import Run
@@ -32,7 +34,7 @@ from training.ways import machine_for
 if TYPE_CHECKING:
     from training.team import Team
 
-PLACES = {"data", "weights_path", "output_dir"}  # may be elsewhere on each machine
+PLACES = {"data", "val_data", "weights_path", "output_dir"}  # may be elsewhere on each machine
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,9 @@ class Start:
     reordered: str = ""  # changes after which a step shows other windows
 
 
-def begin(wanted: Wanted, team: "Alone | Team" = ALONE) -> Run:
-    """A run that is ready for its next update; what it consists of is said line by line."""
-    start = resumed(wanted) if wanted.config["resume"] else started(wanted)
+def prepared(wanted: Wanted, team: "Alone | Team") -> tuple[Start, Corpus, Machine]:
+    """All that comes before there is a model, the same in all processes."""
+    start = first_or_next_start(wanted, team)
     config = start.config
     tune_process()
     device = team.start(config["device"])
@@ -62,7 +64,19 @@ def begin(wanted: Wanted, team: "Alone | Team" = ALONE) -> Run:
         check_same_order(start, corpus)
     check_same(team, facts_of(start, corpus))
     choose = partial(machine_for, {**config, "device": device}, corpus.vocabulary.size)
-    machine = chosen_machine(choose, team, kept=start.state.get("ways"))
+    return start, corpus, chosen_machine(choose, team, kept=start.state.get("ways"))
+
+
+def estimate(wanted: Wanted, team: "Alone | Team" = ALONE) -> str:
+    """The memory that the run would take, as a table; nothing is trained."""
+    start, corpus, machine = prepared(wanted, team)
+    return estimate_table(start.config, corpus.vocabulary.size, machine)
+
+
+def begin(wanted: Wanted, team: "Alone | Team" = ALONE) -> Run:
+    """A run that is ready for its next update; what it consists of is said line by line."""
+    start, corpus, machine = prepared(wanted, team)
+    config = start.config
     if team.is_first:
         capacity.check(config, corpus, machine, run_id=start.state.get("run_id"))
     model = start.build_model(corpus.vocabulary, machine)
@@ -72,6 +86,8 @@ def begin(wanted: Wanted, team: "Alone | Team" = ALONE) -> Run:
     learner = Learner(model, machine, config, num_shared=num_shared, separator=separator, team=team)
     run = Run(config, {**wanted.script, "resume": False}, corpus, learner)
     log(run.describe())
+    peak = peak_of(config, corpus.vocabulary.size, machine, team.size)
+    log(f"memory    about {peak / 1e9:.1f} GB at the peak, on each device that trains")
     if start.path:
         go_on(run, start)
     else:
@@ -84,6 +100,17 @@ def begin(wanted: Wanted, team: "Alone | Team" = ALONE) -> Run:
     if team.is_first:
         run_folder.claim(run.folder, run.id)
     return run
+
+
+def first_or_next_start(wanted: Wanted, team: "Alone | Team") -> Start:
+    """A new run or one that goes on; a launcher that starts again means the newest checkpoint."""
+    wants_newest = wanted.config["resume"] is True
+    if team.is_started_again or (team.may_start_again and wants_newest):
+        if any(run_folder.STEP_NAME.fullmatch(path.name) for path in wanted.folder.iterdir()):
+            return resumed(replace(wanted, options={**wanted.options, "resume": True}))
+        log("resume    no checkpoint is there yet: the run starts from its beginning")
+        return started(wanted)
+    return resumed(wanted) if wanted.config["resume"] else started(wanted)
 
 
 def chosen_machine(

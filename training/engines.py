@@ -80,12 +80,10 @@ class Sharded(Whole):
     def renew(self, config: dict[str, Any]) -> None:
         if hasattr(self, "trained"):  # its blocks may change as they are
             return
-        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard  # takes a second
+        from torch.distributed.fsdp import fully_shard  # takes a second
 
-        # Norms and the residual stream stay float32, as autocast has them: inputs are not cast.
-        policy = MixedPrecisionPolicy(param_dtype=self.machine.dtype, cast_forward_inputs=False)
         for block in self.model.blocks:
-            fully_shard(block, mp_policy=policy, reshard_after_forward=True)
+            fully_shard(block)
         self.objective = self.trained = fully_shard(self.bare)
 
     def piece(self, is_last: bool) -> AbstractContextManager:

@@ -21,6 +21,7 @@ class Alone:
     """A single process: it has all the rows, writes the files, and agrees with itself."""
 
     size, is_first, is_launched = 1, True, False
+    is_started_again = may_start_again = False
     agree = None  # on a signal: it is raised where it comes
 
     def __str__(self) -> str:

@@ -184,6 +184,7 @@ KEYS = {
     "allow_other_text": Key(False, "True resumes on another text, moments anew", SWITCH, SILENT),
     # the machine
     "device": Key("auto", "auto, cpu, mps, cuda or cuda:N", DEVICE),
+    "estimate": Key(False, "True prints how much memory training takes, and ends", SWITCH, SILENT),
     "checkpoint_activations": Key(False, "True keeps fewer: less memory, a third slower", SWITCH),
     "parallel": Key("ddp", "with torchrun: ddp copies the model, fsdp spreads it", PARALLEL),
     "precision": Key("auto", "auto, float32, bfloat16 or float16", PRECISION),

@@ -28,6 +28,7 @@ TIMEOUT = timedelta(minutes=4)  # of one exchange: a process that is silent for 
 WATCH_SECONDS = 0.25
 GRACE_SECONDS = 3.0  # that the first process has to say how it ends
 MEETINGS = count()
+CHANNELS: list[dist.ProcessGroup] = []  # that were closed
 LOST = "another process has ended, or does not answer: python train.py --resume goes on"
 
 
@@ -40,7 +41,11 @@ class Team:
         self.rank, self.size, self.is_first = rank, size, rank == 0
         self.local_rank = int(os.environ.get("LOCAL_RANK", rank))
         self.num_local = int(os.environ.get("LOCAL_WORLD_SIZE", size))
-        meeting = f"meeting {next(MEETINGS)} "  # a process may train more than once
+        start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        self.is_started_again = start != "0"
+        self.may_start_again = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+        # A launcher's store outlives the processes, and a process may train more than once.
+        meeting = f"start {start}, meeting {next(MEETINGS)}, "
         self._numbers = dist.PrefixStore(meeting + "numbers", store)
         self._words = dist.PrefixStore(meeting + "words", store.clone())
         self._num_gathered = 0
@@ -143,6 +148,8 @@ class Team:
 
     def part(self) -> None:
         """Closes the channels: what follows, the first process does by itself."""
+        # Were DDP's the last reference, it would wait for gloo's thread, which waits for Python.
+        CHANNELS.append(dist.group.WORLD)
         dist.destroy_process_group()
 
     def _watch(self) -> None:
