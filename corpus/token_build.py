@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +39,7 @@ PROGRESS_NAME = "progress.json"
 MAX_SHARD_TOKENS = 1 << 30
 BATCH_CHARS = 1 << 18  # small texts together are four times as fast as one by one
 BATCHES_PER_SYNC = 64  # some 16 MB of text, the most that a kill costs
-LEAST_BYTES_FOR_WORKERS = 1 << 23  # less is done before they are ready
+FEW_BATCHES = 32  # are done before workers are ready; the size of an archive does not tell
 MAX_WORKERS = 8  # the one reader has no text for more
 BYTES_PER_TOKEN = 5  # of text: more than usual, so that no text is refused that fits
 BLOCK_IDS = 1 << 20
@@ -59,11 +59,10 @@ def build(folder: Path, sources: Sources, text_sha256: str, known: KnownFiles) -
     is_blank = True
     for batch in islice(batches, num_batches):
         is_blank = is_blank and batch.text.isspace()
-    num_workers = (
-        min(num_cores(), MAX_WORKERS) if sources.num_bytes >= LEAST_BYTES_FOR_WORKERS else 0
-    )
+    first = list(islice(batches, FEW_BATCHES + 1))
+    num_workers = min(num_cores(), MAX_WORKERS) if len(first) > FEW_BATCHES else 0
     with ShardWriter(folder, num_tokens) as writer, progress_bar(sources) as bar:
-        for batch, ids in encoded(batches, num_workers):
+        for batch, ids in encoded(chain(first, batches), num_workers):
             is_blank = is_blank and batch.text.isspace()
             writer.write(ids)
             num_batches += 1

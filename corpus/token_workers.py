@@ -6,6 +6,7 @@ script again. One that has lost its caller meets the end of its pipe and ends.
 
 import os
 import queue
+import signal
 import subprocess
 import sys
 from collections import deque
@@ -119,6 +120,7 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Windows Ctrl-C reaches all processes
     try:
         serve(sys.stdin.buffer, sys.stdout.buffer)
     except BrokenPipeError:  # nobody is there for the answer

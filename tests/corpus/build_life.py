@@ -114,7 +114,7 @@ def main() -> None:
         lives()
         return
     if how != "calm":
-        token_build.LEAST_BYTES_FOR_WORKERS, token_build.num_cores = 0, lambda: 2
+        token_build.FEW_BATCHES, token_build.num_cores = 0, lambda: 2
     if how == "timed":
         kill = (os.getpid(), signal.SIGKILL)
         before_each(token_cache, "build", threading.Timer(float(values[0]), os.kill, kill).start)
