@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 INITIAL_STD = 0.02  # of all weights; GPT-2, section 2.3
+QUERIES_AT_ONCE = 128  # in written attention, with no keys that are in the future of them all
 Seeds = Tensor | None  # an int64 for each row (B,), from which its dropout follows
 Mask = Tensor | None  # who looks at whom (B, 1, T, T), in place of each at all up to it
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # query, key, value (B, H, T, D) -> the same
@@ -112,14 +113,18 @@ def written_attention(
 ) -> Tensor:
     """The same formula written out, for machines whose torch has no fast kernel for it."""
     query, key, value = inputs
-    T, D = query.shape[-2:]
-    hidden = query.new_full((T, T), float("-inf")).triu(diagonal=1)
-    if mask is not None:
-        hidden = query.new_zeros(mask.shape).masked_fill(~mask, float("-inf"))
-    weights = F.softmax((query * D**-0.5) @ key.transpose(-2, -1) + hidden, dim=-1)
-    if dropout > 0:
-        weights = weights * dropout_mask(weights, dropout, seeds)
-    return weights @ value
+    (H, T, D), parts = query.shape[1:], []
+    is_hidden = query.new_ones(T, T, dtype=torch.bool).triu(1) if mask is None else ~mask
+    hidden = query.new_zeros(is_hidden.shape).masked_fill(is_hidden, float("-inf"))
+    for start in range(0, T, QUERIES_AT_ONCE):
+        now, seen = slice(start, start + QUERIES_AT_ONCE), slice(start + QUERIES_AT_ONCE)
+        scores = (query[:, :, now] * D**-0.5) @ key[:, :, seen].transpose(-2, -1)
+        weights = F.softmax(scores + hidden[..., now, seen], dim=-1)
+        if dropout > 0:
+            own = None if seeds is None else seeds + start * H * T  # past all elements so far
+            weights = weights * dropout_mask(weights, dropout, own)
+        parts.append(weights @ value[:, :, seen])
+    return torch.cat(parts, dim=2)
 
 
 ATTENTIONS = {"torch": torch_attention, "written": written_attention}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model import ATTENTIONS, build_transformer
+from model import ATTENTIONS, build_transformer, written_attention
 
 B, H, T, D = 3, 2, 7, 5
 NO_DROPOUT = 1e-9  # rounds to no element, but takes the path that dropout takes
@@ -52,6 +52,30 @@ def test_gradients_of_attention_are_those_of_the_formula(dropout, attention):
     naive_attention(*naive).square().sum().backward()
     for x, expected in zip(ours, naive, strict=True):
         torch.testing.assert_close(x.grad, expected.grad, rtol=1e-4, atol=1e-4)  # float32
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 6])
+@pytest.mark.parametrize("dropout", [0.0, NO_DROPOUT])
+def test_attention_a_few_positions_at_a_time_is_the_same(monkeypatch, size, dropout):
+    monkeypatch.setattr("model.QUERIES_AT_ONCE", size)  # of T = 7: with a rest, without, nearly all
+    test_attention_is_the_formula_on_every_path(torch.float32, 1e-5, dropout, written_attention)
+    test_gradients_of_attention_are_those_of_the_formula(dropout, written_attention)
+    test_dropout_in_attention_sees_no_future(written_attention)
+    some = torch.rand(B, 1, T, T, generator=torch.Generator().manual_seed(1)) > 0.5
+    mask = (some | torch.eye(T, dtype=torch.bool)).tril()
+    results = [attend(*some_inputs(), mask=mask, dropout=0.0) for attend in ATTENTIONS.values()]
+    torch.testing.assert_close(*results)
+
+
+def test_positions_computed_apart_have_masks_of_their_own(monkeypatch):
+    monkeypatch.setattr("model.QUERIES_AT_ONCE", 1)
+    query, key, value = (torch.zeros(1, 64, 64, D) for _ in range(3))
+    value[..., 0, :] = 1.0
+    mixed = written_attention(query, key, value, dropout=0.5, seeds=torch.tensor([7]))[0, ..., 0]
+    is_dropped = mixed == 0  # whether a position lost sight of position 0
+    for distance in (1, 2, 32):
+        both = (is_dropped[:, distance:] & is_dropped[:, :-distance]).double().mean().item()
+        assert both == pytest.approx(0.25, abs=0.05)  # of 2,000 pairs or more: a deviation is 0.01
 
 
 @EACH_ATTENTION
