@@ -187,7 +187,7 @@ KEYS = {
     "estimate": Key(False, "True prints how much memory training takes, and ends", SWITCH, SILENT),
     "checkpoint_activations": Key(False, "True keeps fewer: less memory, a third slower", SWITCH),
     "parallel": Key("ddp", "with torchrun: ddp copies the model, fsdp spreads it", PARALLEL),
-    "precision": Key("auto", "auto, float32, bfloat16 or float16", PRECISION),
+    "precision": Key("auto", "float32, bfloat16, float16 or auto: the fastest here", PRECISION),
     "compile": Key("auto", "on, off or auto: on with CUDA, where it pays", COMPILE),
 }
 DEFAULTS = {name: key.default for name, key in KEYS.items()}
