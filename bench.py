@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import record
+from benchmarks import processes, record
 from benchmarks import train_peers as who
 from benchmarks.generate_peers import ENGINES, writing
 from benchmarks.gpu import measure_gpu
@@ -140,7 +140,9 @@ def compared(results: Sequence[Contestant], ours: Collection[str], *, column: st
 
 
 def scaling(task: Task) -> Rows:
-    """Our training (unused tokens sharing a row) of other models, lengths and batches."""
+    """Our training (unused tokens sharing a row) of other models, lengths, batches; processes."""
+    if task.processes:
+        return processes.rows_of(task)
     contestants = []
     for changes in SCALES:
         name = ", ".join(f"{key} {value}" for key, value in changes.items()) or "as it is"
@@ -195,6 +197,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("records", nargs="*", type=as_path, help="compare: two files that --json wrote")
     add("--json", type=as_path, metavar="FILE", help="where the numbers go as well")
     add("--shape", choices=SHAPES, help="model and batch to start from")
+    add("--processes", action="store_true", help="scaling: one a core beside one for all cores")
     add("--compiled", action="store_true", help="train: torch.compile'd rows as well")
     add("--nanogpt", type=as_path, metavar="DIR", help="train: this checkout of nanoGPT takes part")
     add("--only", metavar="PATTERN", help="rows whose names this regular expression finds")

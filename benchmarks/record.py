@@ -22,6 +22,8 @@ FORMATS = {  # of the columns; the others are rates, as tokens/s is
     "ours is faster (full, shared)": ".2f",
     "ours is faster": ".2f",
     "of products alone": ".0%",
+    "of one process": ".2f",
+    "communication": ".0%",
     "new / old": ".2f",
     "loss": ".4f",
     "largest difference": ".4f",

@@ -49,6 +49,7 @@ class Task:
     compiled: bool = field(default=False, repr=False)
     max_seconds: float = field(default=math.inf, repr=False)  # who is not done then is left out
     only: str = field(default="", repr=False)  # those whose names this pattern finds
+    processes: bool = field(default=False, repr=False)  # as many as cores, of one thread each
     nanogpt: Path | None = field(default=None, repr=False)  # a checkout that takes part
     prompt_tokens: int = field(default=0, repr=False)  # that each row of the batch continues
     new_tokens: int = field(default=0, repr=False)

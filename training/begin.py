@@ -79,7 +79,9 @@ def begin(wanted: Wanted, team: "Alone | Team" = ALONE) -> Run:
     config = start.config
     if team.is_first:
         capacity.check(config, corpus, machine, run_id=start.state.get("run_id"))
-    model = start.build_model(corpus.vocabulary, machine)
+    is_spread = team.is_launched and config["parallel"] == "fsdp"  # block by block, to the device
+    first_home = replace(machine, device=torch.device("cpu")) if is_spread else machine
+    model = start.build_model(corpus.vocabulary, first_home)
     num_shared, separator = corpus.vocabulary.num_shared, None
     if config["mask_documents"]:
         separator = int(corpus.vocabulary.row_of_token[END_OF_TEXT_ID])

@@ -8,7 +8,7 @@ weights themselves are spread.
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from system.machine import Machine
 from training.loss import NextTokenLoss
@@ -80,11 +80,13 @@ class Sharded(Whole):
     def renew(self, config: dict[str, Any]) -> None:
         if hasattr(self, "trained"):  # its blocks may change as they are
             return
+        from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard  # takes a second
 
+        mesh = init_device_mesh(self.machine.device.type, (distributed.get_world_size(),))
         for block in self.model.blocks:
-            fully_shard(block)
-        self.objective = self.trained = fully_shard(self.bare)
+            fully_shard(block, mesh=mesh)
+        self.objective = self.trained = fully_shard(self.bare, mesh=mesh)
 
     def piece(self, is_last: bool) -> AbstractContextManager:
         self.objective.set_requires_gradient_sync(is_last)

@@ -92,7 +92,7 @@ class Team:
         """Opens the channels for tensors; returns the name of this process's device."""
         if device == "mps" or (device == "auto" and not torch.cuda.is_available()):
             device = "cpu"  # torch has no channel between MPS devices
-        is_cuda = device in ("auto", "cuda")
+        is_cuda = device == "auto" or device.startswith("cuda")
         if is_cuda:
             device = f"cuda:{self.local_rank}"
             if self.local_rank >= torch.cuda.device_count():

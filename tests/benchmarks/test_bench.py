@@ -17,7 +17,7 @@ from benchmarks import generate_peers, gpu, record, train_peers
 from benchmarks.turns import Contestant, Task, take_turns
 from corpus.vocabulary import Vocabulary
 from system.errors import ConfigError, DataError
-from system.machine import Machine
+from system.machine import Machine, num_cores
 
 MODEL = {"embedding_dim": 8, "num_layers": 2, "num_heads": 2, "ffn_hidden_dim": 32}
 TEXT = {"batch_size": 2, "seq_len": 7, "vocab_size": 131, "num_used": 11}
@@ -110,6 +110,15 @@ def test_scaling_has_a_row_for_every_change(measured, monkeypatch):
     monkeypatch.setattr(bench, "SCALES", [{}, {"seq_len": 3, "batch_size": 1}])
     speeds = {row[""]: row["tokens/s"] for row in measured("scaling", *TINY)}
     assert speeds == {"as it is": "14", "seq_len 3, batch_size 1": "3"}
+
+
+@pytest.mark.slow
+def test_processes_take_turns_with_one_process(run_python, tmp_path):
+    options = ("--steps=2", "--embedding-dim=8", "--num-heads=2", "--num-layers=1", "--device=cpu")
+    done = run_python(bench.__file__, "scaling", "--processes", *options, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(" thread") == 1 + 2 * (num_cores() > 1)
+    assert "communication" in done.stdout
 
 
 def test_generate_has_a_row_for_every_installed_engine(measured, monkeypatch):
