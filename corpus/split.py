@@ -39,7 +39,8 @@ class Documents:
     @classmethod
     def of(cls, ids: Row, ends: np.ndarray, hashes: np.ndarray | None = None) -> "Documents":
         """Documents with these ends; without hashes none is the same as another."""
-        bounds = np.unique(np.concatenate([[0], ends, [len(ids)]]).astype(np.int64))
+        rest = [len(ids)] if len(ids) > (ends[-1] if len(ends) else 0) else []
+        bounds = np.concatenate([[0], ends, rest]).astype(np.int64)
         if hashes is None:
             hashes = np.full(len(bounds), BLANK, np.uint64)
         return cls(ids, bounds[:-1], bounds[1:], hashes[: len(bounds) - 1])
@@ -124,10 +125,11 @@ def split(
     hashes = np.concatenate([text.hashes for text in texts])
     hashes = np.where(hashes == BLANK, np.arange(len(hashes), dtype=np.uint64), hashes)
     lengths = np.concatenate([text.lengths for text in texts])
-    _, home, group, num_copies = np.unique(
-        hashes, return_index=True, return_inverse=True, return_counts=True
-    )
-    sizes = np.bincount(group, lengths).astype(np.int64)  # of all the copies
+    together = np.argsort(hashes)
+    is_other = np.diff(hashes[together], prepend=~hashes[together[:1]]) != 0
+    groups = np.flatnonzero(is_other)  # where the copies of each document begin in `together`
+    home = np.minimum.reduceat(together, groups)
+    sizes = np.add.reduceat(lengths[together], groups)  # of all the copies
     trained = np.zeros_like(sizes)  # tokens of these
     by_home = np.argsort(home)
     first_documents = np.cumsum([len(text.starts) for text in texts[:-1]], dtype=np.int64)
@@ -135,8 +137,11 @@ def split(
         ends = np.cumsum(sizes[members])
         cut = cut_of(ends, val_fraction, seq_len=seq_len)
         trained[members] = np.clip(cut - ends + sizes[members], 0, sizes[members])
-    of_each = np.where(trained == sizes, sizes, trained // num_copies)[group]
-    return parted(texts, np.minimum(of_each, lengths))
+    num_copies = np.diff(np.append(groups, len(together)))
+    of_each = np.where(trained == sizes, sizes, trained // num_copies)
+    of_document = np.empty_like(lengths)
+    of_document[together] = np.repeat(of_each, num_copies)
+    return parted(texts, np.minimum(of_document, lengths))
 
 
 def cut_of(ends: np.ndarray, val_fraction: float, *, seq_len: int) -> int:
