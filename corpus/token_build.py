@@ -25,7 +25,6 @@ from corpus.token_shards import (
     NEVER,
     POSITION_TYPE,
     joined,
-    mapped,
     sealed,
 )
 from corpus.token_workers import Batch, encoded
@@ -196,8 +195,25 @@ def seal_shards(folder: Path) -> dict[str, str]:
     return hashes
 
 
+class UnmappedIds:
+    """The ids in a file, a slice read at a time: mapped ones would stay in memory as they pass."""
+
+    dtype = ID_TYPE
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.num_ids = path, path.stat().st_size // ID_TYPE.itemsize
+
+    def __len__(self) -> int:
+        return self.num_ids
+
+    def __getitem__(self, wanted: slice) -> np.ndarray:
+        start, stop, _ = wanted.indices(self.num_ids)
+        offset = start * ID_TYPE.itemsize
+        return np.fromfile(self.path, ID_TYPE, max(0, stop - start), offset=offset)
+
+
 def write_document_hashes(folder: Path) -> None:
-    shards = joined([mapped(path, ID_TYPE) for path in sorted(folder.glob("*.ids"))])
+    shards = joined([UnmappedIds(path) for path in sorted(folder.glob("*.ids"))])
     with (folder / DOCUMENTS_NAME).open("wb") as file:
         file.writelines(block.astype(HASH_TYPE) for block in hash_documents(shards))
 
