@@ -1,9 +1,11 @@
 """A model prepared for generation: its weights in the type and the layout that are read fastest.
 
 One token at a time, the work is reading every weight once: oneDNN's own layout is read faster than
-a plain one, and bfloat16 is half of float32, int8 a quarter. What a narrow type loses in the head,
-the largest matrix, is repaired: the best logits are computed again from the float32 embedding, so
-the choice between the likeliest tokens is made in float32.
+a plain one, and bfloat16 is half of float32, int8 a quarter. How one row is multiplied is measured:
+by a product, or by sums of rows. Several rows, of a prompt, a batch or guesses, always go through
+products, whose sums are rounded otherwise: in narrow types texts that are nearly ties may differ.
+What a narrow type loses in the head, the largest matrix, is repaired: the best logits are computed
+again from the float32 embedding, so the choice between the likeliest tokens is made in float32.
 
 Shapes: B batch, T time, C channels, V vocabulary.
 """

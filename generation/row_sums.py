@@ -43,10 +43,10 @@ class RowSums(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.numel() > x.size(-1):
             return self.many(x)
-        factors = torch.cat([x.flatten().to(self.factor.dtype), self.factor])  # the bias has 1
-        factors = factors.expand(self.shape).flatten()
-        sums = self.sums(self.table, self.rows, self.starts, factors).flatten()
-        return sums[: self.num_outputs].view(*x.shape[:-1], -1)
+        factors = torch.cat([x.reshape(-1).to(self.factor.dtype), self.factor])  # the bias has 1
+        factors = factors.expand(self.shape).reshape(-1)
+        sums = self.sums(self.table, self.rows, self.starts, factors)
+        return sums.view(-1)[: self.num_outputs].view(*x.shape[:-1], -1)
 
 
 def plain_sums(table: Tensor, rows: Tensor, starts: Tensor, factors: Tensor) -> Tensor:
