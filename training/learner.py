@@ -152,7 +152,9 @@ class Learner:
         """Loss of this process's share of the windows that ids (N,) are cut into."""
         batches = list(evaluation_batches(ids, self.config["seq_len"], self.memory[EVALUATED]))
         own = self.team.share(batches)
-        own += [(ids[None, :0], ids[None, :0])] * (-(-len(batches) // self.team.size) - len(own))
+        own += [(ids[:1, None][:0], ids[:1, None][:0])] * (
+            -(-len(batches) // self.team.size) - len(own)
+        )
         total = 0.0
         with evaluation_mode(self.engine.objective), self.machine.autocast():
             for inputs, targets in own:  # as many in each process
