@@ -80,7 +80,10 @@ def create_dataloader_v1(
 
 
 if __name__ == "__main__":
-    from corpus.command import main
-    from system.process import run_command
+    import sys
 
-    run_command(main)
+    from system.process import run_command
+    from train import config
+    from training.data_command import main
+
+    run_command(lambda: main(sys.argv[1:], config))

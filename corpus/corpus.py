@@ -14,7 +14,8 @@ from torch.utils.data import ConcatDataset
 from corpus.baselines import baselines
 from corpus.notes import remembered
 from corpus.order import EARLIER, NOW, Batches
-from corpus.parts import cache_folders, read_parts
+from corpus.parts import Parts, cache_folders, read_parts
+from corpus.report import Facts, facts_of, in_words
 from corpus.split import SplicedIds
 from corpus.text import shown_path
 from corpus.vocabulary import Vocabulary
@@ -32,6 +33,7 @@ class Corpus:
     text_sha256: str
     num_replaced: int  # invalid sequences and NULs, read as U+FFFD
     notes: list[str]  # on its sources and its validation text
+    parts: Parts
     train_ids: SplicedIds  # all of them, mapped from disk
     batches: Batches
     vocabulary: Vocabulary
@@ -62,17 +64,24 @@ class Corpus:
         parts = self.train_ids, self.val_ids.numpy(), self.is_predicted
         return remembered(paths, self.key, lambda: baselines(*parts, GPT2Tokenizer()))
 
+    @cached_property
+    def facts(self) -> Facts:
+        """What its tokens are like, noted beside them."""
+        paths = [folder / "facts.json" for folder in self.cache_folders]
+        return remembered(paths, self.key, lambda: facts_of(self.parts, GPT2Tokenizer()))
+
     def __str__(self) -> str:
         lines = [
-            f"text      {shown_path(self.path)}, {self.why}",
+            f"{shown_path(self.path)}, {self.why}",
             f"{len(self.train_ids):,} tokens to train on, {len(self.val_ids):,} to validate on",
             *self.notes,
+            *in_words(self.facts),
         ]
         if self.num_replaced:
             lines.append(f"{self.num_replaced:,} invalid sequences read as U+FFFD")
         if (num_shared := self.vocabulary.num_shared) > 1:
             lines.append(f"{num_shared:,} of GPT-2's tokens do not occur in it: they share one row")
-        return "\n          ".join(lines)
+        return "\n".join(lines)
 
 
 def read_corpus(
@@ -107,6 +116,7 @@ def read_corpus(
             parts.used_tokens(), tokenizer.encoding.n_vocab, share_rows=share_rows
         ),
         val_ids=torch.from_numpy(val_ids),
+        parts=parts,
         masks_documents=config.get("mask_documents", False),  # not in earlier files
         cache_folders=cache_folders(path, config),
     )

@@ -22,7 +22,7 @@ from system.machine import Machine, choose_device, tune_process
 from system.process import log, warn
 from tokenizer import END_OF_TEXT_ID, TABLE_SHA256, GPT2Tokenizer
 from training import capacity, store
-from training.estimate import peak_of
+from training.description import as_text, rows_about
 from training.estimate import table as estimate_table
 from training.learner import Learner
 from training.parallel import ALONE, Alone
@@ -76,6 +76,27 @@ def estimate(wanted: Wanted, team: "Alone | Team" = ALONE) -> str:
 def begin(wanted: Wanted, team: "Alone | Team" = ALONE) -> Run:
     """A run that is ready for its next update; what it consists of is said line by line."""
     start, corpus, machine = prepared(wanted, team)
+    run = assembled(start, corpus, machine, wanted.script, team)
+    log(as_text(rows_about(run)))
+    run.start_baselines()
+    if start.path:
+        go_on(run, start)
+    else:
+        if run.config["warmup_steps"] > run.num_steps:
+            raise ConfigError(
+                f"config: warmup_steps={run.config['warmup_steps']} is more than the run's "
+                f"{run.num_steps} steps (num_epochs x batches): try {run.num_steps // 10}"
+            )
+        make_way(run)
+    if team.is_first:
+        run_folder.claim(run.folder, run.id)
+    return run
+
+
+def assembled(
+    start: Start, corpus: Corpus, machine: Machine, script: dict[str, Any], team: "Alone | Team"
+) -> Run:
+    """A run as it starts, before it has said or written anything."""
     config = start.config
     if team.is_first:
         capacity.check(config, corpus, machine, run_id=start.state.get("run_id"))
@@ -86,22 +107,7 @@ def begin(wanted: Wanted, team: "Alone | Team" = ALONE) -> Run:
     if config["mask_documents"]:
         separator = int(corpus.vocabulary.row_of_token[END_OF_TEXT_ID])
     learner = Learner(model, machine, config, num_shared=num_shared, separator=separator, team=team)
-    run = Run(config, {**wanted.script, "resume": False}, corpus, learner)
-    log(run.describe())
-    peak = peak_of(config, corpus.vocabulary.size, machine, team.size)
-    log(f"memory    about {peak / 1e9:.1f} GB at the peak, on each device that trains")
-    if start.path:
-        go_on(run, start)
-    else:
-        if config["warmup_steps"] > run.num_steps:
-            raise ConfigError(
-                f"config: warmup_steps={config['warmup_steps']} is more than the run's "
-                f"{run.num_steps} steps (num_epochs x batches): try {run.num_steps // 10}"
-            )
-        make_way(run)
-    if team.is_first:
-        run_folder.claim(run.folder, run.id)
-    return run
+    return Run(config, {**script, "resume": False}, corpus, learner)
 
 
 def first_or_next_start(wanted: Wanted, team: "Alone | Team") -> Start:

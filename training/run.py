@@ -3,6 +3,7 @@
 import math
 import uuid
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -16,8 +17,7 @@ from corpus.corpus import Corpus
 from generation.comparison import Reference, compare_settings, plot_comparison
 from generation.fast_weights import prepared
 from generation.generator import TextGenerator
-from generation.settings import SAMPLE, Sampling
-from model import num_parameters
+from generation.settings import SAMPLE
 from reports import plot, terminal
 from reports.history import Evaluation, History, UpdateRecord, pace_of
 from storage import checkpoint
@@ -27,7 +27,6 @@ from system.process import log, only_warn
 from tokenizer import GPT2Tokenizer
 from training.learner import Learner, dropout_seeds
 from training.memory import only_out_of_memory
-from training.optim import OPTIMIZERS
 from training.schedule import learning_rate_at
 
 BASELINES_SECONDS = 1.0  # that a report waits for them: on a large text the first has none
@@ -56,7 +55,7 @@ class Run:
         self.saved_step = 0  # there is nothing to save of step 0
         self.saved_path = self.folder
         self.history = History()
-        self.baselines = in_background(corpus.baselines if self.team.is_first else dict)
+        self.baselines: Callable[[float], dict[str, float]] = lambda seconds: {}
         self.recent: deque[UpdateRecord] = deque(maxlen=50)
         self.pace = ""
         self.sinks = {  # all that shows the run, each by the name of what would be missing
@@ -66,24 +65,9 @@ class Run:
         self._placing = ThreadPoolExecutor(1, thread_name_prefix="batches")
         self._placed: Future | None = None  # the batch of the next step
 
-    def describe(self) -> str:
-        """What the run consists of, a line for each thing."""
-        with torch.device("meta"):
-            model = checkpoint.build_model(self.config, self.tokenizer.encoding.n_vocab)
-        total = num_parameters(model)
-        table = model.input_embedding.embedding.weight.numel()
-        positions = model.positional_encoding.pe.numel()
-        num_moments = OPTIMIZERS[self.config["optimizer"]].num_moments
-        batches = self.corpus.batches
-        return (
-            f"device    {self.team}{self.learner.machine}\n{self.corpus}\n"
-            f"model     {total:,} parameters (embedding and head {table:,}, positions "
-            f"{positions:,}, blocks {total - table - positions:,}): {4e-6 * total:,.0f} MB, "
-            f"{4e-6 * (2 + num_moments) * total:,.0f} MB with gradients and moments\n"
-            f"training  {self.num_steps:,} steps, {batches.num_per_epoch:,} an epoch, "
-            f"of {batches.batch_size} windows of {self.config['seq_len']} tokens\n"
-            f"samples   {Sampling(**SAMPLE)}, seed {SAMPLING['seed']}"
-        )
+    def start_baselines(self) -> None:
+        """Looks for them in the background, where they are not known yet."""
+        self.baselines = in_background(self.corpus.baselines if self.team.is_first else dict)
 
     def learning_rate(self, step: int) -> float:
         names = ("learning_rate", "warmup_steps", "lr_schedule", "lr_min_ratio")

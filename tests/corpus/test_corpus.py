@@ -104,7 +104,7 @@ def test_rows_are_shared_where_that_saves_half_of_them(num_used, size):
 
 def test_summary_names_the_file_why_it_and_the_counts(read):
     corpus = read()
-    assert str(corpus).startswith("text      data.txt, given as data\n")
+    assert str(corpus).startswith("data.txt, given as data\n")
     assert f"{len(corpus.train_ids):,} tokens to train on" in str(corpus)
     assert f"{len(corpus.val_ids):,} to validate on" in str(corpus)
     assert "U+FFFD" not in str(corpus)

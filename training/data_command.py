@@ -1,0 +1,55 @@
+"""What `python data.py` does: shows what a text is like before a run, or gets a corpus."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from corpus import command
+from corpus.report import histogram, near_copies
+from reports.page import page
+from system.command_line import Parser
+from system.files import write_durably
+from system.process import log
+from training.parallel import ALONE
+from training.wanted import Wanted, wanted
+
+BAR = 40  # characters of the longest
+CAPTION = "Documents by their number of tokens"
+PAGE_NAME = "data_report.html"
+
+
+def main(arguments: Sequence[str], config: dict[str, Any]) -> None:
+    """`get NAME`, or what `train.py` with this config would train on."""
+    if arguments[:1] == ["get"]:
+        return command.main()
+    parser = Parser(
+        prog="data.py",
+        description="Shows what a text is like before train.py trains on it. Or: data.py get NAME.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("data", metavar="PATH", nargs="+", help="what train.py takes as --data")
+    parser.add_argument("--html", metavar="FILE", nargs="?", const=PAGE_NAME, help="also as a page")
+    options = parser.parse_args(arguments)
+    data = options.data if len(options.data) > 1 else options.data[0]
+    return show(wanted(config, {"data": data}), options.html)
+
+
+def show(asked: Wanted, page_path: str | None) -> None:
+    """Prints the whole report, and writes it as a page where one is asked for."""
+    from training import begin  # brings torch, which --help need not wait for
+    from training.description import as_text, rows_about
+
+    run = begin.assembled(*begin.prepared(asked, ALONE), asked.script, ALONE)
+    corpus = run.corpus
+    bits = ", ".join(f"{name} {bits:.2f}" for name, bits in corpus.baselines().items())
+    rows = rows_about(run)
+    rows.insert(2, ("baselines", f"{bits} bits a byte of the validation text"))
+    rows.insert(2, ("near", f"copies: {near_copies(corpus.parts)}"))
+    bars = histogram(corpus.facts)
+    highest = max(count for _, count in bars)
+    log(as_text(rows, max_lines=100) + f"\n\n{CAPTION}")
+    for name, count in bars:
+        log(f"{name:>22} {count:>10,} {'#' * -(-BAR * count // highest)}")
+    if page_path:
+        content = page(f"{corpus.path.name}: data report", rows, caption=CAPTION, bars=bars)
+        write_durably(page_path, lambda file: file.write(content.encode()))
+        log(f"\nwritten   {page_path}")
