@@ -240,7 +240,7 @@ SAMPLES = {
 }
 
 
-@pytest.mark.parametrize("kind", set(BINARY_SIGNATURES.values()))
+@pytest.mark.parametrize("kind", sorted({*BINARY_SIGNATURES.values()}))
 def test_what_is_no_text_is_named_after_its_signature(tmp_path, kind):
     with pytest.raises(DataError, match=f"prompt looks like {kind}\\): give plain UTF-8"):
         decode_text(SAMPLES[kind], "prompt")

@@ -210,7 +210,9 @@ def unfinished_cache(path):
 
 
 @pytest.mark.parametrize(
-    ("ending", "make"), [(".bin", old_cache), (".building", unfinished_cache)], ids=str
+    ("ending", "make"),
+    [(".bin", old_cache), (".building", unfinished_cache)],
+    ids=["earlier version", "killed process"],
 )
 def test_what_earlier_versions_and_killed_processes_left_goes_with_the_old_ones(load, ending, make):
     load()
