@@ -55,7 +55,7 @@ def prepared(wanted: Wanted, team: "Alone | Team") -> tuple[Start, Corpus, Machi
     config = start.config
     tune_process()
     device = team.start(config["device"])
-    choose_device(device)  # one that is not here is said at once
+    place, _ = choose_device(device)  # one that is not here is said at once
     order = start.state.get("order", EARLIER) if start.path else NOW
     corpus = read_corpus(
         config, GPT2Tokenizer(), share_rows=config["share_unused_tokens"], order=order
@@ -63,6 +63,8 @@ def prepared(wanted: Wanted, team: "Alone | Team") -> tuple[Start, Corpus, Machi
     if start.path:
         check_same_order(start, corpus)
     check_same(team, facts_of(start, corpus))
+    if not config["estimate"]:
+        capacity.check_memory(config, corpus, place)
     choose = partial(machine_for, {**config, "device": device}, corpus.vocabulary.size)
     return start, corpus, chosen_machine(choose, team, kept=start.state.get("ways"))
 
@@ -99,7 +101,7 @@ def assembled(
     """A run as it starts, before it has said or written anything."""
     config = start.config
     if team.is_first:
-        capacity.check(config, corpus, machine, run_id=start.state.get("run_id"))
+        capacity.check_disk(config, corpus, run_id=start.state.get("run_id"))
     is_spread = team.is_launched and config["parallel"] == "fsdp"  # block by block, to the device
     first_home = replace(machine, device=torch.device("cpu")) if is_spread else machine
     model = start.build_model(corpus.vocabulary, first_home)

@@ -10,33 +10,34 @@ import torch
 from corpus.corpus import Corpus
 from storage import run_folder
 from system.errors import OutOfRoomError, OutputError
-from system.machine import Machine
 from tokenizer import END_OF_TEXT_ID
 from training.optim import OPTIMIZERS
 
 CGROUP = Path("/sys/fs/cgroup")
 
 
-def check(
-    config: dict[str, Any], corpus: Corpus, machine: Machine, *, run_id: str | None = None
-) -> None:
-    """Raises if memory or disk are too small; `run_id` is that of a run which goes on."""
+def check_memory(config: dict[str, Any], corpus: Corpus, device: torch.device) -> None:
+    """OutOfRoomError if the device surely has too little memory; nothing large was made by then."""
     num_weights = num_parameters(config, corpus.vocabulary.size)
-    moments = 4 * OPTIMIZERS[config["optimizer"]].num_moments * num_weights
     num_tokens = min(config["batch_size"], len(corpus.batches.dataset)) * config["seq_len"]
     per_token = config["num_layers"] * (6 * config["embedding_dim"] + config["ffn_hidden_dim"])
+    itemsize = 4 if config["precision"] == "float32" else 2
     # Weights, gradients, moments and the largest activations: a lower bound on purpose, so that no
     # run which could work is refused.
-    needed = 8 * num_weights + moments + num_tokens * per_token * machine.dtype.itemsize
-    available = available_memory(machine.device)
+    needed = 8 * num_weights + moments_of(config, num_weights) + num_tokens * per_token * itemsize
+    available = available_memory(device)
     if needed > available:
         raise OutOfRoomError(
             f"this model does not fit ({num_weights:,} parameters, "
             f"batch_size={config['batch_size']}: at least {needed / 1e9:,.1f} GB to train, "
-            f"{available / 1e9:,.1f} GB free on {machine.device}): "
+            f"{available / 1e9:,.1f} GB free on {device}): "
             "lower embedding_dim, num_layers, ffn_hidden_dim, seq_len or batch_size"
         )
-    check_disk(config, corpus, moments=moments, run_id=run_id)
+
+
+def moments_of(config: dict[str, Any], num_weights: int) -> int:
+    """Bytes of what the optimizer keeps."""
+    return 4 * OPTIMIZERS[config["optimizer"]].num_moments * num_weights
 
 
 def num_parameters(config: dict[str, Any], num_rows: int) -> int:
@@ -59,8 +60,8 @@ def available_memory(device: torch.device) -> int:
     return max(0, min(free))
 
 
-def check_disk(config: dict[str, Any], corpus: Corpus, *, moments: int, run_id: str | None) -> None:
-    """OutputError if the output folder's disk is too small for the run's files.
+def check_disk(config: dict[str, Any], corpus: Corpus, *, run_id: str | None) -> None:
+    """OutputError if the output folder's disk is too small; `run_id` is that of a resumed run.
 
     A checkpoint holds the full model and the moments of the trained one. One more than are kept has
     to fit, for the new one is there before the oldest goes; then the best and the final model. Room
@@ -68,6 +69,7 @@ def check_disk(config: dict[str, Any], corpus: Corpus, *, moments: int, run_id: 
     """
     folder = Path(config["output_dir"])
     model = 4 * num_parameters(config, END_OF_TEXT_ID + 1)
+    moments = moments_of(config, num_parameters(config, corpus.vocabulary.size))
     num_steps = config["num_epochs"] * corpus.batches.num_per_epoch
     num_kept = min(config["keep_checkpoints"], -(-num_steps // config["save_freq"]))
     needed = (model + moments) * (num_kept + 1) + 2 * model
