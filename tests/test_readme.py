@@ -21,7 +21,7 @@ from training.settings import KEYS
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
-MAX_LINES = 233
+MAX_LINES = 220
 TINY = [
     *("--embedding_dim=16", "--num_layers=1", "--num_heads=2", "--ffn_hidden_dim=32"),
     *("--seq_len=16", "--stride=16", "--num_epochs=1", "--sample_tokens=4"),
