@@ -2,6 +2,8 @@
 
 import json
 import os
+import random
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -255,4 +257,15 @@ def test_invalid_text_is_located_in_every_archive(tmp_path, suffix):
     assert f"invalid utf-8 ({path}, byte 500003, line 100001)" in error_of(path)
 
 
-def test_memory_does_not_grow_with_a_line(tmp_path): ...
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+def test_memory_does_not_grow_with_a_line(tmp_path, suffix):
+    content = random.Random(0).randbytes(12_000_000).hex().encode()  # as dense as text is, packed
+    path = write(tmp_path / f"a.txt{suffix}", PACKERS[suffix](content) if suffix else content)
+    tracemalloc.start()
+    try:
+        num_chars = sum(len(piece.text) for piece in open_sources(path).pieces())
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert num_chars == len(content)
+    assert peak_bytes < len(content) / 2
