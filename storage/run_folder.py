@@ -21,6 +21,8 @@ RUN_ID_NAME = ".run_id"
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 PLOT_NAME = "training_losses.png"
 COMPARISON_NAME = "sampling_comparison.png"
+HISTORY_NAME = "history.jsonl"
+HISTORY_OWNER = re.compile(rb'\{"run_id": "([0-9a-f]{32})"')  # how its first line begins
 EARLIER_NAME = "earlier_runs"
 
 
@@ -45,6 +47,14 @@ def owner_of(path: Path) -> str | None:
     return run_id if RUN_ID.fullmatch(run_id) else None
 
 
+def owner_of_history(path: Path) -> str | None:
+    """The run that wrote a history; None for another file of that name, or none."""
+    with suppress(OSError), path.open("rb") as file:
+        if match := HISTORY_OWNER.match(file.read(64)):
+            return match[1].decode()
+    return None
+
+
 def owners_in(folder: str | Path) -> dict[Path, str | None]:
     """The run that each of the files in the folder belongs to which runs write, None if unknown."""
     folder = as_path(folder)
@@ -55,7 +65,10 @@ def owners_in(folder: str | Path) -> dict[Path, str | None]:
         if name in (BEST_NAME, FINAL_NAME) or STEP_NAME.fullmatch(name)
     }
     run_id = claimed_by(folder) or models.get(FINAL_NAME)
-    owners = {PLOT_NAME: run_id, COMPARISON_NAME: run_id, **models, RUN_ID_NAME: run_id}
+    owners = {PLOT_NAME: run_id, COMPARISON_NAME: run_id, **models}
+    if history_owner := owner_of_history(folder / HISTORY_NAME):  # else a file of the user's
+        owners[HISTORY_NAME] = history_owner
+    owners[RUN_ID_NAME] = run_id
     return {folder / name: owner for name, owner in owners.items() if name in present}
 
 

@@ -184,11 +184,13 @@ def warn(problem: str) -> None:
 
 
 @contextmanager
-def only_warn(loss: str) -> Iterator[None]:
+def only_warn(
+    loss: str, kinds: tuple[type[Exception], ...] = (ImportError, OSError)
+) -> Iterator[None]:
     """A file that cannot be written is a warning inside: training goes on without it."""
     try:
         yield
-    except (ImportError, OSError) as error:
+    except kinds as error:
         warn(f"{loss}: {describe(error)}")
 
 

@@ -102,11 +102,13 @@ def batches_read(reference: dict[int, str] | None = None) -> tuple[dict[int, str
 
 
 def end_of_run() -> dict[str, str]:
-    """Hashes of all that a finished run leaves: the models and the checkpoints."""
+    """What a finished run leaves: the lines of its history, hashes of models and checkpoints."""
     assert not list(Path().glob(".*part")), "temporary files are left"
     paths = sorted(Path().glob("*.pt"))
     assert len(paths) == CONFIG["keep_checkpoints"] + 2, paths
-    return {path.name: fingerprint(path) for path in paths}
+    _, *rows = map(json.loads, Path("history.jsonl").read_text().splitlines())
+    history = {"lines": str([(row["step"], row["tokens"], row["val_loss"]) for row in rows])}
+    return history | {path.name: fingerprint(path) for path in paths}
 
 
 def random_kills(num_kills: int, seed: int) -> dict[str, int]:

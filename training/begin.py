@@ -22,7 +22,7 @@ from system.machine import Machine, choose_device, tune_process
 from system.process import log, warn
 from tokenizer import END_OF_TEXT_ID, TABLE_SHA256, GPT2Tokenizer
 from training import capacity, store
-from training.description import as_text, rows_about
+from training.description import as_text, environment, rows_about
 from training.estimate import table as estimate_table
 from training.learner import Learner
 from training.parallel import ALONE, Alone
@@ -79,7 +79,9 @@ def begin(wanted: Wanted, team: "Alone | Team" = ALONE) -> Run:
     """A run that is ready for its next update; what it consists of is said line by line."""
     start, corpus, machine = prepared(wanted, team)
     run = assembled(start, corpus, machine, wanted.script, team)
-    log(as_text(rows_about(run)))
+    rows = rows_about(run)
+    run.about = {"environment": environment(run), "about": rows, "facts": run.corpus.facts}
+    log(as_text(rows))
     run.start_baselines()
     if start.path:
         go_on(run, start)

@@ -1,6 +1,8 @@
 """What a run consists of, what is amiss with it, and how long it will take, line by line."""
 
+import platform
 from collections.abc import Sequence
+from datetime import datetime, timezone
 from typing import Any
 
 import torch
@@ -43,6 +45,19 @@ def rows_about(run: Run) -> Rows:
         ("samples", f"{Sampling(**SAMPLE)}, seed {SAMPLING['seed']}"),
         *(("note", text) for text in warnings(facts, config)),
     ]
+
+
+def environment(run: Run) -> dict[str, Any]:
+    """When, where and with what the run was started, as plain values."""
+    return {
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "threads": torch.get_num_threads(),
+        "processes": run.team.size,
+        **run.learner.machine.ways,
+    }
 
 
 def sizes(config: dict[str, Any]) -> str:

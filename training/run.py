@@ -20,8 +20,9 @@ from generation.generator import TextGenerator
 from generation.settings import SAMPLE
 from reports import plot, terminal
 from reports.history import Evaluation, History, UpdateRecord, pace_of
+from reports.jsonl import LOG_FREQ, HistoryFile, line_of
 from storage import checkpoint
-from storage.run_folder import COMPARISON_NAME, PLOT_NAME
+from storage.run_folder import COMPARISON_NAME, HISTORY_NAME, PLOT_NAME
 from system.errors import NonFiniteError
 from system.process import log, only_warn
 from tokenizer import GPT2Tokenizer
@@ -58,6 +59,9 @@ class Run:
         self.baselines: Callable[[float], dict[str, float]] = lambda seconds: {}
         self.recent: deque[UpdateRecord] = deque(maxlen=50)
         self.pace = ""
+        self.about: dict[str, Any] = {}  # what the run consists of, as its start has said
+        self.told_step = 0  # of the latest line
+        self.recorders = {HISTORY_NAME: HistoryFile(self.folder / HISTORY_NAME, self.head)}
         self.sinks = {  # all that shows the run, each by the name of what would be missing
             "report": terminal.show,
             PLOT_NAME: partial(plot.draw, self.folder / PLOT_NAME),
@@ -90,6 +94,8 @@ class Run:
         self.history.add(record)
         self.recent.append(record)
         self.pace = pace_of(self.recent)
+        if self.step % LOG_FREQ == 0 and not self.is_evaluation_due():
+            self.tell()
 
     def next_batch(self) -> tuple[Tensor, Tensor]:
         """This step's batch; the one after it is prepared meanwhile, so that no device waits."""
@@ -150,8 +156,24 @@ class Run:
             return
         self.history.baselines = self.baselines(BASELINES_SECONDS)
         for name, show in self.sinks.items():
-            with only_warn(f"no {name}"):
+            with only_warn(f"no {name}", (Exception,)):
                 show(self.history, self.pace, sample)
+        self.tell(sample)
+
+    def tell(self, sample: str = "") -> None:
+        """Hands what is new since the last time to everything that records it."""
+        if not self.team.is_first:
+            return
+        what = {"recent": self.recent, "sample": sample}
+        line = line_of(self.history, self.told_step, self.step, **what)
+        self.told_step = self.step
+        for name, record in self.recorders.items():
+            with only_warn(f"no {name}", (Exception,)):
+                record(self.history, line)
+
+    def head(self) -> dict[str, Any]:
+        """What the run is, for the files that record it."""
+        return {"run_id": self.id, "num_steps": self.num_steps, "config": self.config, **self.about}
 
     def full_weights(self) -> dict[str, Tensor]:
         """The model's weights with a row for every token of the vocabulary."""

@@ -169,7 +169,7 @@ def restore(run: Run, path: Path, state: dict[str, Any], *, has_moments: bool) -
     """Gives the run, whose model has the state's weights, the rest of what `save` wrote."""
     try:
         run.history = History.from_state_dict(state["history"])
-        run.step = run.saved_step = state["step"]
+        run.step = run.saved_step = run.told_step = state["step"]
         run.saved_path = path
         run.learner.fit(state.get(MEMORY, {}))
         if not run.history.evaluations or len(run.history.train_losses) != run.step:
