@@ -11,9 +11,10 @@ from functools import partial
 from itertools import chain
 from typing import Any, BinaryIO
 
-from corpus.pieces import Piece, pieces_of, text_pieces
+from corpus.pieces import Piece, text_pieces
 from corpus.text import BLOCK_BYTES, INVALID, NUL, REPAIR, decoded, marked
 from system.errors import DataError
+from tokenizer import END_OF_TEXT
 
 MAX_RECORD_CHARS = 1 << 26  # JSON and CSV are read a record at a time
 NO_TEXT = re.compile(r"[\0\ud800-\udfff]")
@@ -61,13 +62,7 @@ def plain_pieces(file: BinaryIO, name: str, rules: Rules) -> Iterator[Piece]:
     """A document is what `<|endoftext|>` separates."""
     blocks = decoded(file, name, replace_invalid=rules.replace_invalid, keep_invalid=rules.skips)
     pieces = text_pieces(counted(blocks, rules))
-    if not rules.skips:
-        yield from pieces
-        return
-    for number, piece in enumerate(pieces, 1):
-        text = rules.cleaned(piece.text, f"{name}, part {number}")
-        if text is not None:
-            yield Piece(text, piece.ends_document)
+    return without_faults(pieces, name, rules) if rules.skips else pieces
 
 
 def counted(blocks: Iterable[tuple[str, int]], rules: Rules) -> Iterator[str]:
@@ -76,24 +71,31 @@ def counted(blocks: Iterable[tuple[str, int]], rules: Rules) -> Iterator[str]:
         yield text
 
 
-def record_pieces(
+def without_faults(pieces: Iterable[Piece], name: str, rules: Rules) -> Iterator[Piece]:
+    """The pieces without the documents, or the parts of a long one, that are no text."""
+    number = 1
+    for piece in pieces:
+        documents = piece.text.split(END_OF_TEXT)
+        texts = [
+            rules.cleaned(text, f"{name}, document {number + n}")
+            for n, text in enumerate(documents)
+        ]
+        text = END_OF_TEXT.join(text for text in texts if text is not None)
+        if text or not piece.text:
+            yield Piece(text)
+        number += len(documents) - 1
+
+
+def record_texts(
     values: Iterable[tuple[int, Any]], unit: str, *, name: str, rules: Rules
-) -> Iterator[Piece]:
-    """A document is a record: a string, or the one in its field; separators in it are text."""
-    held = None
+) -> Iterator[str]:
+    """A document is a record: a string, or the one in its field."""
     for number, value in values:
         text = value.get(rules.field) if isinstance(value, dict) else value
         if not isinstance(text, str):
             rules.refuse(DataError(fault_of(value, f"{name}, {unit} {number}", rules.field)))
-            continue
-        text = rules.cleaned(text, f"{name}, {unit} {number}")
-        if text is None:
-            continue
-        if held is not None:
-            yield from pieces_of(held, ends_document=True)
-        held = text
-    if held is not None:
-        yield from pieces_of(held, ends_document=False)
+        elif (text := rules.cleaned(text, f"{name}, {unit} {number}")) is not None:
+            yield text
 
 
 def fault_of(value: Any, place: str, name: str) -> str:

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from corpus.addresses import is_hidden
 from corpus.archives import SUFFIXES, UNPACKERS, ZIP, located, members, open_member, unpacked
-from corpus.forms import RECORDS, Rules, plain_pieces, record_pieces
-from corpus.pieces import Piece
+from corpus.forms import RECORDS, Rules, plain_pieces, record_texts
+from corpus.pieces import Piece, document_pieces, in_batches
 from corpus.text import binary_kind, encoding_of
 from system.errors import DataError
 
@@ -97,7 +97,8 @@ def pieces_of_text(
     if form in RECORDS:
         values, unit = RECORDS[form]
         values = values(file, opened.name, rules)
-        pieces = record_pieces(values, unit, name=opened.name, rules=rules)
+        texts = record_texts(values, unit, name=opened.name, rules=rules)
+        pieces = in_batches(document_pieces(texts))
     else:
         pieces = plain_pieces(file, opened.name, rules)
     for number, piece in enumerate(pieces):

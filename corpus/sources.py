@@ -13,6 +13,7 @@ from corpus.pieces import Piece
 from corpus.reading import Opened, form_of, pieces_in, tolerated
 from corpus.text import BLOCK_BYTES, why_chosen
 from system.errors import DataError
+from tokenizer import END_OF_TEXT
 
 
 class Sources:
@@ -31,11 +32,6 @@ class Sources:
     def found(self) -> dict[str, Any]:
         """What was found in the text, in plain types; complete when the last piece has come."""
         return self._rules.found
-
-    def identity(self) -> list[list[Any]]:
-        """[path, bytes, mtime, ctime (ns), inode] of each file when the sources were opened."""
-        paths = [os.fspath(path.absolute()) for path in self.paths]
-        return [[path, *stamp] for path, stamp in zip(paths, self._stamps, strict=True)]
 
     def part(self, index: int, total: int) -> "Sources":
         """The files of one of so many parts: each file is in one, in the same order."""
@@ -57,17 +53,17 @@ class Sources:
     def pieces(self) -> Iterator[Piece]:
         """The text, read anew by each call. DataError says what is wrong with a file and where."""
         self._begin()
-        held = None
+        last = None
         for piece, is_first_of_file in self._pieces_of_files():
-            if held is not None:
-                held = Piece(held.text, True) if is_first_of_file else held
-                self.found["documents"] += held.ends_document
-                yield held
-            held = piece
-        if held is None:
+            if is_first_of_file and last and not last.is_ended:
+                self.found["documents"] += 1
+                yield Piece(END_OF_TEXT)
+            self.found["documents"] += piece.num_separators
+            yield piece
+            last = piece
+        if last is None:
             raise _no_text(self._listing, self.found)
-        self.found["documents"] += 1
-        yield held
+        self.found["documents"] += not last.is_ended
 
     def _begin(self) -> None:
         self.found.update(files=0, bytes=self.num_bytes, num_read=0, documents=0, replaced=0)

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from corpus.known_files import KnownFiles, file_sha256
-from corpus.pieces import Piece
+from corpus.pieces import in_batches
 from corpus.sources import Sources
 from corpus.split import hash_documents
 from corpus.token_shards import (
@@ -27,16 +26,15 @@ from corpus.token_shards import (
     joined,
     sealed,
 )
-from corpus.token_workers import Batch, encoded
+from corpus.token_workers import encoded
 from system.errors import DataError, OutputError
 from system.files import sync_file, write_durably
 from system.machine import num_cores
-from tokenizer import END_OF_TEXT, END_OF_TEXT_ID, TABLE_SHA256
+from tokenizer import END_OF_TEXT_ID, TABLE_SHA256
 
 VERSION = 4
-PROGRESS_NAME = "progress.json"
+PROGRESS_NAME = "batches.json"
 MAX_SHARD_TOKENS = 1 << 30
-BATCH_CHARS = 1 << 18  # small texts together are four times as fast as one by one
 BATCHES_PER_SYNC = 64  # some 16 MB of text, the most that a kill costs
 FEW_BATCHES = 32  # are done before workers are ready; the size of an archive does not tell
 MAX_WORKERS = 8  # the one reader has no text for more
@@ -54,15 +52,15 @@ def build(folder: Path, sources: Sources, text_sha256: str, known: KnownFiles) -
     for path in folder.glob(".*.gpt-part"):  # what a killed process was about to write
         path.unlink()
     num_batches, num_tokens = read_progress(folder)
-    batches = batches_of(sources.pieces())
+    batches = in_batches(sources.pieces())
     is_blank = True
     for batch in islice(batches, num_batches):
-        is_blank = is_blank and batch.text.isspace()
+        is_blank = is_blank and not batch.text.strip()
     first = list(islice(batches, FEW_BATCHES + 1))
     num_workers = min(num_cores(), MAX_WORKERS) if len(first) > FEW_BATCHES else 0
     with ShardWriter(folder, num_tokens) as writer, progress_bar(sources) as bar:
         for batch, ids in encoded(chain(first, batches), num_workers):
-            is_blank = is_blank and batch.text.isspace()
+            is_blank = is_blank and not batch.text.strip()
             writer.write(ids)
             num_batches += 1
             if num_batches % BATCHES_PER_SYNC == 0:
@@ -102,27 +100,6 @@ def progress_bar(sources: Sources) -> tqdm:
     shown = {"unit": "B", "unit_scale": True, "delay": 2, "disable": None, "leave": False}
     done = sources.found.get("num_read", 0)
     return tqdm(desc="tokenizing", total=sources.num_bytes, initial=done, **shown)
-
-
-def batches_of(pieces: Iterable[Piece]) -> Iterator[Batch]:
-    """The pieces' text in batches whose ids join to the pieces'; none is empty.
-
-    A piece that says END_OF_TEXT, where that means nothing, is a batch of its own.
-    """
-    texts, num_chars = [], 0
-    for piece in pieces:
-        is_plain = END_OF_TEXT in piece.text
-        if texts and (is_plain or num_chars + len(piece.text) > BATCH_CHARS):
-            yield Batch("".join(texts), has_separators=True)
-            texts, num_chars = [], 0
-        if is_plain:
-            yield Batch(piece.text, has_separators=False)
-        text = "" if is_plain else piece.text
-        text += END_OF_TEXT * piece.ends_document
-        texts += [text] * bool(text)
-        num_chars += len(text)
-    if texts:
-        yield Batch("".join(texts), has_separators=True)
 
 
 def read_progress(folder: Path) -> tuple[int, int]:

@@ -25,7 +25,7 @@ from tokenizer import TABLE_SHA256
 CACHE_NAME = re.compile(r"[0-9a-f]{32}(\.bin|\.building)?")  # .bin: of earlier versions
 DIGEST_BYTES = hashlib.sha256().digest_size
 FILE_NAME = re.compile(
-    r"\d{5}\.(ids|ends)|(first_seen|documents)\.bin|(manifest|progress)\.json|.+gpt-part"
+    r"\d{5}\.(ids|ends)|(first_seen|documents)\.bin|(manifest|progress|batches)\.json|.+gpt-part"
 )
 NUM_KEPT = 3
 

@@ -15,10 +15,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import numpy as np
 
+from corpus.pieces import Piece
 from system.errors import ProcessesError
 from tokenizer import END_OF_TEXT, GPT2Tokenizer
 
@@ -27,20 +28,13 @@ HEADER_BYTES = 9  # length, and whether END_OF_TEXT separates
 QUEUED_PER_WORKER = 4  # so that none waits while another one has a slow batch
 
 
-class Batch(NamedTuple):
-    """Text to tokenize at once."""
-
-    text: str
-    has_separators: bool  # END_OF_TEXT in it is one, or else plain text
-
-
-def encode(tokenizer: GPT2Tokenizer, batch: Batch) -> np.ndarray:
+def encode(tokenizer: GPT2Tokenizer, batch: Piece) -> np.ndarray:
     """The ids of a batch, (N,) little-endian uint16."""
     special = {END_OF_TEXT} if batch.has_separators else frozenset()
     return tokenizer.encode_to_numpy(batch.text, special).astype("<u2")
 
 
-def encoded(batches: Iterable[Batch], num_workers: int) -> Iterator[tuple[Batch, np.ndarray]]:
+def encoded(batches: Iterable[Piece], num_workers: int) -> Iterator[tuple[Piece, np.ndarray]]:
     """Each batch with its ids, in order; with no workers all is done here."""
     if not num_workers:
         tokenizer = GPT2Tokenizer()
@@ -62,7 +56,7 @@ def encoded(batches: Iterable[Batch], num_workers: int) -> Iterator[tuple[Batch,
         yield from ((done, ids.result()) for done, ids in pending)
 
 
-def encode_in_one(idle: "queue.SimpleQueue[Worker]", batch: Batch) -> np.ndarray:
+def encode_in_one(idle: "queue.SimpleQueue[Worker]", batch: Piece) -> np.ndarray:
     """The ids of a batch, made by a worker that has nothing else to do."""
     worker = idle.get()
     try:
@@ -83,7 +77,7 @@ class Worker:
             start_new_session=True,  # Ctrl-C is for the one that waits for it
         )
 
-    def encode(self, batch: Batch) -> np.ndarray:
+    def encode(self, batch: Piece) -> np.ndarray:
         """The ids of a batch; ProcessesError if the process is gone."""
         text = batch.text.encode("utf-8", "surrogatepass")
         header = len(text).to_bytes(8, "little") + bytes([batch.has_separators])
@@ -113,7 +107,7 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
     tokenizer = GPT2Tokenizer()
     for header in iter(partial(requests.read, HEADER_BYTES), b""):
         text = requests.read(int.from_bytes(header[:8], "little"))
-        batch = Batch(text.decode("utf-8", "surrogatepass"), bool(header[8]))
+        batch = Piece(text.decode("utf-8", "surrogatepass"), bool(header[8]))
         ids = encode(tokenizer, batch)
         answers.write(ids.nbytes.to_bytes(8, "little") + ids.tobytes())
         answers.flush()

@@ -13,13 +13,18 @@ import sys
 import threading
 from pathlib import Path
 
-from corpus import token_build, token_cache, token_workers
+from corpus import pieces, text, token_build, token_cache, token_workers
 from corpus.sources import open_sources
 from system.process import StopSignals, run_command
 from tokenizer import END_OF_TEXT
 
 TEXT_NAME = "data.txt"
-CHANGES = {"MAX_SHARD_TOKENS": 1500, "BATCH_CHARS": 400, "BATCHES_PER_SYNC": 3}
+CHANGES = [
+    (token_build, "MAX_SHARD_TOKENS", 1500),
+    (token_build, "BATCHES_PER_SYNC", 3),
+    (pieces, "BATCH_CHARS", 400),
+    (text, "BLOCK_BYTES", 400),
+]
 
 
 def write_text(folder: Path) -> str:
@@ -88,7 +93,7 @@ def die_at(event: int) -> None:
 def lives() -> None:
     """Builds in processes that die one after the other, until one comes to the end."""
     encoded, num_kills, chance = Path("encoded.log"), 0, random.Random(0)
-    num_batches = len(list(token_build.batches_of(open_sources(TEXT_NAME).pieces())))
+    num_batches = len(list(pieces.in_batches(open_sources(TEXT_NAME).pieces())))
 
     def note_batch() -> None:
         with encoded.open("a") as file:
@@ -107,8 +112,8 @@ def lives() -> None:
 
 
 def main() -> None:
-    for name, value in CHANGES.items():
-        setattr(token_build, name, value)
+    for place, name, value in CHANGES:
+        setattr(place, name, value)
     how, *values = sys.argv[1:]
     if how == "kills":
         lives()

@@ -14,6 +14,7 @@ import pyarrow
 import zstandard
 from pyarrow import parquet
 
+from corpus.sources import Sources
 from tokenizer import END_OF_TEXT
 
 Documents = Sequence[str]
@@ -61,6 +62,15 @@ PACKERS: dict[str, Callable[[bytes], bytes]] = {
     ".xz": lzma.compress,
     ".zst": zstandard.compress,
 }
+
+
+def documents_of(sources: Sources) -> list[str]:
+    """The documents; after a separator at the end comes an empty one."""
+    whole = [
+        text.replace(END_OF_TEXT, "\0") if has_separators else text
+        for text, has_separators in sources.pieces()
+    ]
+    return "".join(whole).split("\0")
 
 
 def zipped(files: dict[str, bytes], **options: object) -> bytes:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import fsspec
 import pytest
-from forms import json_lines
+from forms import documents_of, json_lines
 from fsspec.implementations.memory import MemoryFileSystem
 from gpt2_server import FileServer, cut, reply
 
@@ -40,7 +40,7 @@ def memory() -> Iterator[MemoryFileSystem]:
 
 
 def texts_at(address):
-    return [piece.text for piece in open_sources(address).pieces()]
+    return documents_of(open_sources(address))
 
 
 def refusal(address):

@@ -7,7 +7,7 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-from forms import FORMS, PACKERS, parquet_table, table, zipped
+from forms import FORMS, PACKERS, documents_of, parquet_table, table, zipped
 
 from corpus import archives, forms
 from corpus.sources import open_sources
@@ -31,8 +31,7 @@ def error_of(data, **options):
 def texts_skipping(data, **options):
     """The texts that are left, and the faults."""
     sources = open_sources(data, errors="skip", **options)
-    texts = [piece.text for piece in sources.pieces()]
-    return texts, sources.found["skipped"], sources.found["faults"]
+    return documents_of(sources), sources.found["skipped"], sources.found["faults"]
 
 
 def write(path, content):
@@ -70,7 +69,7 @@ def test_invalid_bytes_and_half_pairs_in_records_are_replaced_on_request(tmp_pat
     path = write(tmp_path / "a.jsonl", b'{"text": "caf\xe9"}\n{"text": "a\\ud83d"}\n')
     assert f"({path}, line 1): repair it, or set replace_invalid_utf8" in error_of(path)
     sources = open_sources(path, replace_invalid=True)
-    assert [piece.text for piece in sources.pieces()] == ["caf\ufffd", "a\ufffd"]
+    assert documents_of(sources) == ["caf\ufffd", "a\ufffd"]
     assert sources.found["replaced"] == 2
 
 
@@ -128,7 +127,7 @@ def test_a_cut_archive_is_an_error_wherever_it_was_cut(tmp_path, name, content):
 
 @pytest.mark.parametrize(("name", "content"), PACKED)
 def test_a_damaged_archive_is_an_error_or_read_right(tmp_path, name, content):
-    whole = [piece.text for piece in open_sources(write(tmp_path / name, content)).pieces()]
+    whole = documents_of(open_sources(write(tmp_path / name, content)))
     for place in range(11, len(content), max(1, len(content) // 23)):
         damaged = bytearray(content)
         damaged[place] ^= 0x55
@@ -137,7 +136,7 @@ def test_a_damaged_archive_is_an_error_or_read_right(tmp_path, name, content):
         if fault is not None:
             assert str(path) in fault
         elif not name.endswith(("zst", "parquet")):  # which need have no checksum
-            assert [piece.text for piece in open_sources(path).pieces()] == whole
+            assert documents_of(open_sources(path)) == whole
 
 
 def fault_of(path):
@@ -153,7 +152,7 @@ def fault_of(path):
 def test_frames_and_members_that_follow_each_other_are_read_to_the_end(tmp_path):
     for suffix, pack in PACKERS.items():
         path = write(tmp_path / f"a.txt{suffix}", pack(b"one ") + pack(b"") + pack(b"two"))
-        assert [piece.text for piece in open_sources(path).pieces()] == ["one two"]
+        assert documents_of(open_sources(path)) == ["one two"]
 
 
 @pytest.mark.parametrize("suffix", PACKERS)
@@ -191,7 +190,7 @@ def test_a_folder_says_what_it_passed_over(tmp_path):
     write(tmp_path / ".git" / "config", "bad")
     os.mkfifo(tmp_path / "pipe")
     sources = open_sources(tmp_path)
-    assert [piece.text for piece in sources.pieces()] == ["good"]
+    assert documents_of(sources) == ["good"]
     assert (sources.found["hidden"], sources.found["no_text"], sources.found["files"]) == (2, 3, 1)
 
 
@@ -246,7 +245,7 @@ def test_a_glob_that_matches_nothing(tmp_path):
 
 def test_a_file_that_has_the_pattern_as_its_name_is_taken(tmp_path):
     path = write(tmp_path / "a[1].txt", "good")
-    assert [piece.text for piece in open_sources(str(path)).pieces()] == ["good"]
+    assert documents_of(open_sources(str(path))) == ["good"]
 
 
 @pytest.mark.parametrize("suffix", ["", *PACKERS])

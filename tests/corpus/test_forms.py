@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from forms import FORMS, PACKERS, folder_of, json_lines, parquet_table, zipped
+from forms import FORMS, PACKERS, documents_of, folder_of, json_lines, parquet_table, zipped
 from hypothesis import given
 from hypothesis import strategies as st
 from test_pieces import AWKWARD, ids_of
@@ -21,18 +21,19 @@ DOCUMENTS = st.lists(st.lists(st.sampled_from(WORDS)).map("".join), min_size=1, 
 def read(path, **options):
     """The text of a source's documents, and what was found there."""
     sources = open_sources(path, **options)
-    parts = list(sources.pieces())
-    whole = "".join(part.text + "\0" * part.ends_document for part in parts)
+    documents = documents_of(sources)
     assert sources.found["num_read"] == sources.num_bytes
-    assert sources.found["documents"] == whole.count("\0") + (not parts[-1].ends_document)
-    json.dumps([sources.found, sources.identity()])
-    return whole.split("\0")
+    is_ended = list(sources.pieces())[-1].is_ended
+    assert sources.found["documents"] == len(documents) - is_ended
+    json.dumps(sources.found)
+    return documents
 
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch):
     monkeypatch.setattr(text, "BLOCK_BYTES", 7)
     monkeypatch.setattr(pieces, "MAX_PIECE_CHARS", 40)
+    monkeypatch.setattr(pieces, "BATCH_CHARS", 30)
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -158,4 +159,5 @@ def test_very_many_empty_documents_are_read(tmp_path, monkeypatch, number):
     (tmp_path / "a.jsonl").write_text('{"text": ""}\n' * number)
     for name in ("a.txt", "a.jsonl"):
         sources = open_sources(tmp_path / name)
-        assert sum(1 for _ in sources.pieces()) == sources.found["documents"] == number
+        assert len(documents_of(sources)) - (name == "a.txt") == number
+        assert sources.found["documents"] == number

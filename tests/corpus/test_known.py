@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from forms import parquet_table
+from forms import documents_of, parquet_table
 from gpt2_server import FileServer, cut
 
 from corpus import known, text
@@ -59,7 +59,7 @@ def test_a_corpus_of_one_file_is_the_first_text_that_train_py_looks_for(
         ".table.csv",
         "TinyStories.txt",
     ]
-    assert [piece.text for piece in open_sources("").pieces()] == STORIES
+    assert documents_of(open_sources("")) == STORIES
     assert server.num_sent == len(FILES["TinyStories.txt"])
     run(monkeypatch, "get", "tinystories")
     assert len(server.requests) == 3  # two cuts, and none for what is there
@@ -68,7 +68,7 @@ def test_a_corpus_of_one_file_is_the_first_text_that_train_py_looks_for(
 def test_a_corpus_of_several_files_is_a_folder(server, tmp_path, monkeypatch, capsys):
     run(monkeypatch, "get", "many")
     assert capsys.readouterr().out.endswith("next: python train.py --data many\n")
-    assert [piece.text for piece in open_sources("many").pieces()] == STORIES
+    assert documents_of(open_sources("many")) == STORIES
 
 
 def test_wrong_bytes_another_file_and_no_room_are_errors(server, tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 
 from corpus import pieces
 from corpus.pieces import SAFE_CUTS, Piece, cut_of, text_pieces
-from tokenizer import END_OF_TEXT, END_OF_TEXT_ID
+from tokenizer import END_OF_TEXT
 
 NUM_PATTERNS = 2000  # a third has no good place for some cut
 AWKWARD = [
@@ -24,18 +24,20 @@ AWKWARD = [
 def ids_of(tokenizer, parts):
     """The ids that pieces stand for, each tokenized alone."""
     ids = []
-    for text, ends_document in parts:
-        ids += tokenizer.encoding.encode_ordinary(text) + [END_OF_TEXT_ID] * ends_document
+    for text, has_separators in parts:
+        special = {END_OF_TEXT} if has_separators else set()
+        ids += tokenizer.encoding.encode(text, allowed_special=special, disallowed_special=())
     return ids
 
 
 def test_ids_of_the_pieces_join_to_the_ids_of_the_text_however_it_is_cut(tokenizer, monkeypatch):
     random, are_good = Random(0), []
 
-    def noticed(text):
-        end = len(text) - len(END_OF_TEXT)
-        are_good.append(any(pattern.search(text, 1, end) for pattern in SAFE_CUTS))
-        return cut_of(text)
+    def noticed(text, **options):
+        if (cut := cut_of(text, **options)) and not text[:cut].endswith(END_OF_TEXT):
+            end = len(text) - len(END_OF_TEXT)
+            are_good.append(any(pattern.search(text, 1, end) for pattern in SAFE_CUTS))
+        return cut
 
     monkeypatch.setattr(pieces, "cut_of", noticed)
     for _ in range(NUM_PATTERNS):
@@ -47,7 +49,7 @@ def test_ids_of_the_pieces_join_to_the_ids_of_the_text_however_it_is_cut(tokeniz
         blocks = [content[a:b] for a, b in pairwise([0, *cuts, len(content)])]
         are_good.clear()
         parts = list(text_pieces(blocks))
-        assert "".join(text + END_OF_TEXT * ends for text, ends in parts) == content
+        assert "".join(part.text for part in parts) == content
         assert max(len(text) for text, _ in parts) <= most + max(map(len, blocks))
         if all(are_good):
             whole = tokenizer.encoding.encode(content, allowed_special="all")
@@ -55,10 +57,11 @@ def test_ids_of_the_pieces_join_to_the_ids_of_the_text_however_it_is_cut(tokeniz
 
 
 def test_a_separator_at_the_end_is_kept_and_an_empty_text_is_one_document():
-    assert list(text_pieces(["a<|endof", "text|>b"])) == [Piece("a", True), Piece("b", False)]
-    assert list(text_pieces([f"a{END_OF_TEXT}"])) == [Piece("a", True)]
-    assert list(text_pieces([END_OF_TEXT * 2])) == [Piece("", True)] * 2
-    assert list(text_pieces([])) == list(text_pieces(["", ""])) == [Piece("", False)]
+    parts = list(text_pieces(["a<|endof", "text|>b"]))
+    assert parts == [Piece(f"a{END_OF_TEXT}"), Piece("b")]
+    assert [part.is_ended for part in parts] == [True, False]
+    assert list(text_pieces([END_OF_TEXT * 2])) == [Piece(END_OF_TEXT * 2)]
+    assert list(text_pieces([])) == list(text_pieces(["", ""])) == [Piece("")]
 
 
 @pytest.mark.parametrize("char", ["a", " ", "é", "😀"], ids=ascii)

@@ -1,8 +1,8 @@
 """Text of any form is found, read as documents, and its faults are located."""
 
 import pytest
+from forms import documents_of
 
-from corpus.pieces import Piece
 from corpus.sources import open_sources
 from system.errors import DataError
 from tokenizer import END_OF_TEXT
@@ -12,10 +12,9 @@ def test_a_text_file_is_what_it_was_with_its_separators_named(tmp_path):
     path = tmp_path / "data.txt"
     path.write_bytes(f"one\r\n{END_OF_TEXT}two é{END_OF_TEXT}".encode())
     sources = open_sources(path)
-    assert list(sources.pieces()) == [Piece("one\n", True), Piece("two é", True)]
+    assert documents_of(sources) == ["one\n", "two é", ""]
     assert sources.found["documents"] == 2
     assert sources.found["num_read"] == sources.num_bytes == path.stat().st_size
-    assert sources.identity()[0][:2] == [str(path), path.stat().st_size]
 
 
 @pytest.mark.parametrize("when", ["before it is read", "while it is read"])

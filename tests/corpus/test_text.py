@@ -64,8 +64,7 @@ def written(folder, content):
 def read(path, **options):
     """The whole text of a file, and how many characters of it stand for what is none."""
     sources = open_sources(path, **options)
-    parts = [text + END_OF_TEXT * ends for text, ends in sources.pieces()]
-    return "".join(parts), sources.found["replaced"]
+    return "".join(piece.text for piece in sources.pieces()), sources.found["replaced"]
 
 
 def error_of(folder, content):

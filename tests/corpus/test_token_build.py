@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 
 from corpus import known_files, pieces, split, text, token_build
 from corpus.known_files import KnownFiles
-from corpus.pieces import Piece
+from corpus.pieces import Piece, document_pieces, in_batches
 from corpus.sources import open_sources
-from corpus.token_build import ShardWriter, batches_of, build
+from corpus.token_build import ShardWriter, build
 from corpus.token_cache import load_tokens
 from corpus.token_shards import TokenShards, joined, read_manifest
-from corpus.token_workers import Batch, Worker, encode, encoded
+from corpus.token_workers import Worker, encode, encoded
 from system.errors import ProcessesError
 from tokenizer import END_OF_TEXT, END_OF_TEXT_ID, GPT2Tokenizer
 
@@ -33,8 +33,8 @@ LIFE = Path(__file__).with_name("build_life.py")
 @pytest.fixture
 def small(monkeypatch):
     """Shards, batches and progress of a size that a small text has many of."""
-    for name, value in CHANGES.items():
-        monkeypatch.setattr(token_build, name, value)
+    for change in CHANGES:
+        monkeypatch.setattr(*change)
 
 
 def files_in(folder):
@@ -46,28 +46,26 @@ def files_in(folder):
 
 @given(
     st.lists(
-        st.tuples(
-            st.lists(st.sampled_from(["a", " b", "\n", "é😀", END_OF_TEXT, "<|endof", "text|>"])),
-            st.booleans(),
-        )
+        st.lists(st.sampled_from(["a", " b", "\n", "é😀", END_OF_TEXT, "<|endof", "text|>"])).map(
+            "".join
+        ),
     ),
     st.integers(1, 30),
 )
-def test_batches_have_the_ids_of_the_pieces_and_none_is_empty(parts, batch_chars):
-    given_pieces = [Piece("".join(texts), True) for texts, _ in parts]
+def test_batches_have_the_ids_of_the_documents(documents, batch_chars):
     tokenizer = GPT2Tokenizer()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(token_build, "BATCH_CHARS", batch_chars)
-        batches = list(batches_of(given_pieces))
+        patch.setattr(pieces, "BATCH_CHARS", batch_chars)
+        batches = list(in_batches(document_pieces(documents)))
     expected = []
-    for piece in given_pieces:
-        expected += [*tokenizer.encode(piece.text), END_OF_TEXT_ID]
-    assert [id_ for batch in batches for id_ in encode(tokenizer, batch).tolist()] == expected
-    assert all(batch.text for batch in batches)
+    for document in documents:
+        expected += [*tokenizer.encode(document), END_OF_TEXT_ID]
+    ids = [id_ for batch in batches for id_ in encode(tokenizer, batch).tolist()]
+    assert ids == expected[:-1]
 
 
-def test_a_million_empty_documents_are_few_batches(monkeypatch):
-    batches = list(batches_of(Piece("", True) for _ in range(1_000_000)))
+def test_a_million_empty_documents_are_few_batches():
+    batches = list(in_batches(document_pieces("" for _ in range(1_000_000))))
     assert len(batches) < 60
     ids = encode(GPT2Tokenizer(), batches[0])
     assert set(ids) == {END_OF_TEXT_ID}
@@ -88,8 +86,8 @@ def test_the_ids_are_those_of_tiktoken_on_the_whole_text(small, tmp_path):
 def test_tokens_in_shards_are_looked_up_as_those_in_one(tmp_path, monkeypatch):
     write_text(tmp_path)
     whole = load_tokens(open_sources(tmp_path / TEXT_NAME), cache_parents=[tmp_path / "one"])
-    for name, value in CHANGES.items():
-        monkeypatch.setattr(token_build, name, value)
+    for change in CHANGES:
+        monkeypatch.setattr(*change)
     parts = load_tokens(open_sources(tmp_path / TEXT_NAME), cache_parents=[tmp_path / "many"])
     assert parts.document_ends.tolist() == whole.document_ends.tolist()
     assert parts.first_seen.tolist() == whole.first_seen.tolist()
@@ -122,8 +120,8 @@ def test_a_slice_within_a_shard_copies_nothing():
 
 def test_workers_give_the_ids_in_order(small, tmp_path):
     write_text(tmp_path)
-    batches = list(batches_of(open_sources(tmp_path / TEXT_NAME).pieces()))
-    batches += [Batch(END_OF_TEXT, has_separators=False), Batch("a\ud83d", has_separators=True)]
+    batches = list(in_batches(open_sources(tmp_path / TEXT_NAME).pieces()))
+    batches += [Piece(END_OF_TEXT, has_separators=False), Piece("a\ud83d"), Piece("")]
     pairs = zip(encoded(batches, 0), encoded(batches, 2), strict=True)
     for (batch, here), (same, there) in pairs:
         assert batch == same
@@ -132,7 +130,7 @@ def test_workers_give_the_ids_in_order(small, tmp_path):
 
 def endless():
     while True:
-        yield Batch("Once upon a time. " * 100, has_separators=True)
+        yield Piece("Once upon a time. " * 100)
 
 
 def test_batches_are_read_no_further_than_the_workers_need():
@@ -167,7 +165,7 @@ def test_a_worker_that_is_killed_is_one_line_and_none_is_left():
 def test_a_worker_imports_no_torch_and_ends_with_its_caller():
     worker = Worker()
     process = psutil.Process(worker.process.pid)
-    assert len(worker.encode(Batch("Once upon a time", has_separators=True))) == 4
+    assert len(worker.encode(Piece("Once upon a time"))) == 4
     assert not any("torch" in mapping.path for mapping in process.memory_maps())
     worker.process.stdin.close()  # as the system does for a caller that was killed
     assert process.wait(timeout=60) == 0
@@ -250,7 +248,7 @@ def test_memory_does_not_grow_with_the_text(tmp_path, monkeypatch):
     monkeypatch.setattr(token_build, "FEW_BATCHES", 2)
     monkeypatch.setattr(token_build, "num_cores", lambda: 0)
     monkeypatch.setattr(split, "BLOCK_IDS", 1 << 12)
-    monkeypatch.setattr(token_build, "BATCH_CHARS", 1 << 13)
+    monkeypatch.setattr(pieces, "BATCH_CHARS", 1 << 13)
     monkeypatch.setattr(pieces, "MAX_PIECE_CHARS", 1 << 13)
 
     def peak(content):
@@ -285,7 +283,7 @@ def test_the_manifest_says_what_the_cache_is_of(undisturbed, tmp_path):
     (tmp_path / "manifest.json").write_bytes(undisturbed["manifest.json"])
     manifest = read_manifest(tmp_path)
     assert manifest["version"] == 4
-    assert set(manifest["files"]) == set(undisturbed) - {"manifest.json", "progress.json"}
+    assert set(manifest["files"]) == set(undisturbed) - {"manifest.json", "batches.json"}
     sizes = [len(content) for name, content in undisturbed.items() if name.endswith(".ids")]
     assert sum(sizes) == 2 * manifest["num_tokens"]
     assert os.sep not in "".join(manifest["files"])
