@@ -35,7 +35,7 @@ config = {
     "batch_size": 8,  # windows in memory at once; lower it when memory runs out
     "grad_accum_steps": 1,  # batches per update: 8 x 4 learns as 32 x 1 does
     "num_epochs": 5,  # times that every training window is shown
-    "optimizer": "adamw",  # what turns gradients into updates
+    "optimizer": "adamw",  # adamw, or muon, which learns more from a step
     "learning_rate": 3e-4,  # the highest rate; larger models want less
     "lr_schedule": "decay",  # constant, cosine or decay (falls in the last fifth)
     "lr_min_ratio": 0.1,  # cosine and decay end at this share of learning_rate

@@ -37,7 +37,9 @@ def check_memory(config: dict[str, Any], corpus: Corpus, device: torch.device) -
 
 def moments_of(config: dict[str, Any], num_weights: int) -> int:
     """Bytes of what the optimizer keeps."""
-    return 4 * OPTIMIZERS[config["optimizer"]].num_moments * num_weights
+    kind, C, F = OPTIMIZERS[config["optimizer"]], config["embedding_dim"], config["ffn_hidden_dim"]
+    in_blocks = config["num_layers"] * (4 * C * C + 2 * C * F)
+    return 4 * (kind.num_moments * num_weights - kind.num_fewer_in_blocks * in_blocks)
 
 
 def num_parameters(config: dict[str, Any], num_rows: int) -> int:

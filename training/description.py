@@ -11,10 +11,9 @@ from corpus.report import warnings
 from generation.settings import SAMPLE, Sampling
 from storage import checkpoint
 from tokenizer import GPT2Tokenizer
-from training.capacity import num_parameters
+from training.capacity import moments_of, num_parameters
 from training.estimate import peak_of
 from training.learner import dropout_seeds
-from training.optim import OPTIMIZERS
 from training.run import SAMPLING, Run
 
 Rows = list[tuple[str, str]]  # a name, and one or more lines about it
@@ -67,11 +66,11 @@ def sizes(config: dict[str, Any]) -> str:
     total = sum(parameter.numel() for parameter in model.parameters())
     table = model.input_embedding.embedding.weight.numel()
     positions = model.positional_encoding.pe.numel()
-    num_moments = OPTIMIZERS[config["optimizer"]].num_moments
+    trained = 8 * total + moments_of(config, total)
     return (
         f"{total:,} parameters (embedding and head {table:,}, positions {positions:,}, blocks "
         f"{total - table - positions:,}): {4e-6 * total:,.0f} MB, "
-        f"{4e-6 * (2 + num_moments) * total:,.0f} MB with gradients and moments"
+        f"{1e-6 * trained:,.0f} MB with gradients and moments"
     )
 
 

@@ -43,10 +43,6 @@ class Whole:
         """The weights by name, whole; all processes have to ask."""
         return self.model.state_dict()
 
-    def spread(self, moment: Tensor, parameter: Tensor) -> Tensor:
-        """Of a parameter's whole moment what this process has of it."""
-        return moment
-
 
 class Replicated(Whole):
     """Every process has all the weights (DistributedDataParallel)."""
@@ -95,14 +91,6 @@ class Sharded(Whole):
     def weights(self) -> dict[str, Tensor]:
         return {name: whole(weight) for name, weight in self.model.state_dict().items()}
 
-    def spread(self, moment: Tensor, parameter: Tensor) -> Tensor:
-        from torch.distributed.tensor import distribute_tensor
-
-        if moment.shape != parameter.shape:  # a number, as the step
-            return moment
-        place = parameter.device_mesh, parameter.placements
-        return distribute_tensor(moment.to(parameter.device), *place, src_data_rank=None)
-
 
 def engine_for(
     team: "Alone | Team", objective: NextTokenLoss, machine: Machine, config: dict[str, Any]
@@ -116,3 +104,13 @@ def engine_for(
 def whole(tensor: Tensor) -> Tensor:
     """The tensor that all processes have parts of; a whole one as it is."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def spread(moment: Tensor, parameter: Tensor) -> Tensor:
+    """Of a whole tensor like the parameter what this process has of it; a number as it is."""
+    if moment.shape != parameter.shape or not hasattr(parameter, "full_tensor"):
+        return moment
+    from torch.distributed.tensor import distribute_tensor
+
+    place = parameter.device_mesh, parameter.placements
+    return distribute_tensor(moment.to(parameter.device), *place, src_data_rank=None)

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from model import ATTENTIONS, TransformerBlock
 from system.machine import Machine
-from training.capacity import num_parameters
+from training.capacity import moments_of, num_parameters
 from training.loss import CHUNK_SIZE
-from training.optim import OPTIMIZERS
 
 NUM_DEVICES = (1, 2, 4, 8)
 HOLES = {"ddp": 1.12, "fsdp": 1.3}  # in a heap that keeps what is freed (docs/cluster.md)
@@ -80,7 +79,7 @@ def peak_bytes(
     chunk = min(int(machine.ways.get("chunk_size", CHUNK_SIZE)), B * T)
     logits = chunk * num_rows * itemsize + B * T * C * (8 + itemsize)
     head_copy = num_rows * C * itemsize if itemsize < 4 else 0
-    states = weights * (1 + OPTIMIZERS[config["optimizer"]].num_moments)
+    states = weights + moments_of(config, weights // 4)
     gradients = weights
     is_spread = num_devices > 1 and config["parallel"] == "fsdp"
     if is_spread:

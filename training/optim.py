@@ -1,6 +1,7 @@
 """How weights are updated: the optimizers by name, their parameter groups, clipping."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -8,8 +9,10 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from training.engines import whole
+from training.muon import Muon
 
 BETAS = (0.9, 0.95)  # Brown et al. 2020 (GPT-3), appendix B
+BESIDE_MUON = 2.0  # times the rate: what AdamW has left to do is embeddings, norms and biases
 
 
 def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:
@@ -21,10 +24,29 @@ def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str,
     ]
 
 
-def adamw(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+def muon_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:
+    """The same, then the matrices of the blocks: query, key and value are three in a parameter."""
+    matrices: dict[nn.Parameter, int] = {
+        parameter: 3 if name.endswith("qkv.weight") else 1
+        for name, parameter in model.blocks.named_parameters()
+        if parameter.requires_grad and parameter.dim() == 2
+    }
+    groups = parameter_groups(model, weight_decay=weight_decay)
+    for group in groups:
+        others = [p for p in group["params"] if p not in matrices]
+        group.update(params=others, rate_ratio=BESIDE_MUON)
+    for num_parts in (1, 3):
+        own = [p for p, number in matrices.items() if number == num_parts]
+        groups.append({"params": own, "weight_decay": weight_decay, "num_parts": num_parts})
+    return groups
+
+
+def adamw(
+    groups: list[dict[str, Any]], kind: type[torch.optim.AdamW] = torch.optim.AdamW
+) -> torch.optim.Optimizer:
     """AdamW (Loshchilov & Hutter 2019), one fused kernel where the device has it."""
     devices = {parameter.device.type for group in groups for parameter in group["params"]}
-    return torch.optim.AdamW(groups, betas=BETAS, fused=devices <= {"cpu", "cuda"})
+    return kind(groups, betas=BETAS, fused=devices <= {"cpu", "cuda"})
 
 
 class OptimizerKind(NamedTuple):
@@ -32,22 +54,28 @@ class OptimizerKind(NamedTuple):
 
     build: Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
     num_moments: int
+    num_fewer_in_blocks: int = 0  # for each parameter of their matrices
+    groups: Callable[..., list[dict[str, Any]]] = parameter_groups
 
 
-OPTIMIZERS = {"adamw": OptimizerKind(adamw, num_moments=2)}
+OPTIMIZERS = {
+    "adamw": OptimizerKind(adamw, num_moments=2),
+    "muon": OptimizerKind(partial(adamw, kind=Muon), 2, 1, muon_groups),
+}
 
 
 def build_optimizer(
     model: nn.Module, name: str = "adamw", *, weight_decay: float
 ) -> torch.optim.Optimizer:
     """The named optimizer over the model's parameters; its rate is set before each update."""
-    return OPTIMIZERS[name].build(parameter_groups(model, weight_decay=weight_decay))
+    kind = OPTIMIZERS[name]
+    return kind.build(kind.groups(model, weight_decay=weight_decay))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Gives every parameter group the rate."""
+    """Gives every parameter group the rate, or its own multiple of it."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("rate_ratio", 1)
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:

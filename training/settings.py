@@ -149,7 +149,7 @@ KEYS = {
     "batch_size": Key(8, "windows in memory at once; lower it when memory runs out", AT_LEAST_1),
     "grad_accum_steps": Key(1, "batches per update: 8 x 4 learns as 32 x 1 does", AT_LEAST_1),
     "num_epochs": Key(5, "times that every training window is shown", AT_LEAST_1),
-    "optimizer": Key("adamw", "what turns gradients into updates", OPTIMIZER, ORDERED),
+    "optimizer": Key("adamw", "adamw, or muon, which learns more from a step", OPTIMIZER, ORDERED),
     "learning_rate": Key(3e-4, "the highest rate; larger models want less", POSITIVE),
     "lr_schedule": Key("decay", "constant, cosine or decay (falls in the last fifth)", SCHEDULE),
     "lr_min_ratio": Key(0.1, "cosine and decay end at this share of learning_rate", SHARE),

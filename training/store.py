@@ -15,6 +15,7 @@ from storage import checkpoint, run_folder, sharded
 from system.errors import CheckpointError
 from system.process import log, only_warn, warn
 from tokenizer import TABLE_SHA256
+from training.engines import spread
 from training.run import Run
 
 OPTIMIZER, GROUPS, SCALER = "optimizer_state_dict", "optimizer_groups", "scaler_state_dict"
@@ -178,10 +179,10 @@ def restore(run: Run, path: Path, state: dict[str, Any], *, has_moments: bool) -
             windows = map(run.corpus.batches.window_indices, range(run.step))
             run.history.learning_rates = list(map(run.learning_rate, range(run.step)))
             run.history.num_tokens = [run.config["seq_len"] * len(batch) for batch in windows]
-        if has_moments:
+        if has_moments and state["config"].get("optimizer", "adamw") == run.config["optimizer"]:
             restore_optimizer(run, state)
         else:
-            log("changed   the text or its order: the optimizer starts anew")
+            log("changed   the text, its order or the optimizer: moments start anew")
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = f"no state to resume ({path}: {error!r}): choose another checkpoint"
         raise CheckpointError(reason) from error
@@ -200,7 +201,7 @@ def restore_optimizer(run: Run, state: dict[str, Any]) -> None:
             is_like_it = isinstance(moment, Tensor) and moment.dim() == parameters[number].dim()
             if is_like_it and moment.shape != parameters[number].shape:
                 raise ValueError(f"{name} of parameter {number} has another shape")
-            moments[name] = run.learner.engine.spread(moment, parameters[number])
+            moments[name] = spread(moment, parameters[number])
     optimizer.load_state_dict({"state": state[OPTIMIZER], "param_groups": groups})
     if scaler.is_enabled() and state[SCALER]:
         scaler.load_state_dict(state[SCALER])

@@ -108,7 +108,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     here, home = Path.cwd(), tmp_path_factory.mktemp("a team, äöü")
     prepare(home)
     killed = {"output_dir": "killed", "faults": [{"do": "kill", "ranks": [0, 1], "step": 20}]}
-    assert launch(0, {"output_dir": "alone"}).code == 0
+    muon = {"optimizer": "muon", "num_epochs": 2}
+    alone = {"output_dir": "alone"}, {"output_dir": "muon alone", **muon}
+    assert launch(0, *alone).code == 0
     assert launch(2, killed).code != 0
     for name in ("killed 2", "killed 4"):
         shutil.copytree("killed", name)
@@ -117,6 +119,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"output_dir": "fsdp 2", "parallel": "fsdp"},
         {"output_dir": "killed 2", "resume": True},
         {"output_dir": "full 2", "faults": FULL},
+        {"output_dir": "muon ddp 2", **muon},
+        {"output_dir": "muon fsdp 2", **muon, "parallel": "fsdp"},
     ]
     fours = [
         {"output_dir": "ddp 4"},
@@ -136,6 +140,11 @@ def test_any_number_of_processes_takes_the_same_rows_to_the_same_curve(home, nam
     assert len(rows_of(home / "alone")) == 54
     assert rows_of(home / name) == rows_of(home / "alone")
     check_same_curve(home / name, home / "alone")
+
+
+@pytest.mark.parametrize("name", ["muon ddp 2", "muon fsdp 2"])
+def test_muon_updates_whole_matrices_wherever_their_parts_lie(home, name):
+    check_same_curve(home / name, home / "muon alone")
 
 
 def test_killed_and_resumed_by_as_many_it_ends_in_the_same_bits(home):

@@ -39,12 +39,13 @@ def history_of(path: Path) -> dict:
     return checkpoint.load(path)["history"]
 
 
-def test_stopped_and_resumed_is_the_run_that_never_stopped(place, monkeypatch):
-    expected = fingerprint(train_quickly())
-    for step in (1, 7, 11):
+@pytest.mark.parametrize(("name", "steps"), [("adamw", (1, 7, 11)), ("muon", (1, 7))])
+def test_stopped_and_resumed_is_the_run_that_never_stopped(place, monkeypatch, name, steps):
+    expected = fingerprint(train_quickly(optimizer=name))
+    for step in steps:
         prepare(place / f"stopped at {step}")
-        stop_before(monkeypatch, step)
-        assert fingerprint(train_quickly(resume=True)) == expected
+        stop_before(monkeypatch, step, optimizer=name)
+        assert fingerprint(train_quickly(resume=True, optimizer=name)) == expected
 
 
 def test_more_epochs_after_the_end_are_the_longer_run(place):
@@ -142,6 +143,7 @@ def test_another_architecture_and_what_would_skip_or_repeat_windows_are_refused(
         ("grad_accum_steps", 1, "batch_size x grad_accum_steps 6 -> 3"),
         ("stride", 8, "stride 16 -> 8"),
         ("seed", 1, "seed 42 -> 1"),
+        ("optimizer", "muon", "optimizer 'adamw' -> 'muon'"),
         ("val_fraction", 0.2, "val_fraction 0.1 -> 0.2"),
         ("share_unused_tokens", False, "share_unused_tokens True -> False"),
     ):
@@ -220,6 +222,14 @@ def test_moments_of_another_shape_are_refused(place, monkeypatch):
     checkpoint.save(path, state)
     with pytest.raises(CheckpointError, match="exp_avg of parameter 0 has another shape"):
         train_quickly(resume=True)
+
+
+@pytest.mark.parametrize("names", [("adamw", "muon"), ("muon", "adamw")])
+def test_another_optimizer_starts_anew_where_the_config_allows_it(monkeypatch, capsys, names):
+    stop_before(monkeypatch, 5, optimizer=names[0])
+    state = history_of(train_quickly(resume=True, optimizer=names[1], allow_other_text=True))
+    assert len(state["train_losses"]) == 18
+    assert f"changed   optimizer {names[0]!r} -> {names[1]!r}" in capsys.readouterr().out
 
 
 def test_a_damaged_newest_file_never_costs_the_intact_ones(place, monkeypatch, capsys):
