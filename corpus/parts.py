@@ -3,14 +3,25 @@
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from corpus.notes import remembered
 from corpus.sources import Sources, lines_about, open_sources
-from corpus.split import Documents, Runs, SplicedIds, apart_from, split
+from corpus.split import (
+    Documents,
+    Runs,
+    SplicedIds,
+    apart_from,
+    as_bounds,
+    from_bounds,
+    split,
+)
 from corpus.text import shown_path, validation_text_of
+from corpus.token_build import VERSION
 from corpus.token_cache import Tokens, load_tokens
 from system.files import as_path
 
@@ -21,7 +32,18 @@ class Text:
 
     sources: Sources
     tokens: Tokens
-    documents: Documents
+    has_hashes: bool
+
+    @cached_property
+    def documents(self) -> Documents:
+        hashes = self.tokens.document_hashes if self.has_hashes else None
+        return Documents.of(self.tokens.ids, self.tokens.document_ends, hashes)
+
+    @property
+    def identity(self) -> list[Any]:
+        """What its tokens and documents depend on."""
+        tokens = self.tokens.text_sha256, len(self.tokens.ids)
+        return [VERSION, self.has_hashes, *tokens, *self.sources.recipe()]
 
     @property
     def path(self) -> Path:
@@ -85,7 +107,7 @@ class Parts:
         elif len(self.texts) > 1:
             lines.append(f"joined with {', '.join(map(str, self.texts[1:]))}")
         if self.val_texts:
-            num_left_out = sum(len(text.documents.ids) for text in self.texts)
+            num_left_out = sum(len(text.tokens.ids) for text in self.texts)
             num_left_out -= sum(map(len, self.train))
             lines.append(
                 f"validation on {', '.join(map(str, self.val_texts))}; {num_left_out:,} tokens not "
@@ -111,14 +133,26 @@ def read_parts(config: dict[str, Any], *, is_earlier: bool) -> Parts:
         [read_text(each, config, num_texts=num_texts, is_earlier=is_earlier) for each in group]
         for group in (sources, val_sources)
     )
-    documents = [text.documents for text in texts]
+    train = from_bounds(training_bounds(texts, val_texts, config), [of.tokens.ids for of in texts])
+    val = [part.rest for part in train]
     if val_texts:
-        train = apart_from(documents, [text.documents for text in val_texts])
         val = [Runs.all_of(text.tokens.ids) for text in val_texts]
-    else:
-        parts = split(documents, config["val_fraction"], seq_len=config["seq_len"])
-        train, val = ([*side] for side in zip(*parts, strict=True))
     return Parts(texts, [*data.values()] if isinstance(data, dict) else [], val_texts, train, val)
+
+
+def training_bounds(texts: list[Text], val_texts: list[Text], config: dict[str, Any]) -> np.ndarray:
+    """What of the texts is trained on, as `as_bounds` has it, noted beside the tokens."""
+
+    def bounds() -> np.ndarray:
+        documents, held_out = ([text.documents for text in of] for of in (texts, val_texts))
+        if held_out:
+            return as_bounds(apart_from(documents, held_out))
+        return as_bounds(split(documents, config["val_fraction"], seq_len=config["seq_len"]))
+
+    named = [[text.identity for text in of] for of in (texts, val_texts)]
+    key = json.dumps([*named, config["val_fraction"], config["seq_len"]])
+    paths = [folder / "splits.bin" for folder in cache_folders(texts[0].path, config)]
+    return remembered(paths, hashlib.sha256(key.encode()).hexdigest(), bounds)
 
 
 def opened(name: str | Path, config: dict[str, Any]) -> Sources:
@@ -136,8 +170,7 @@ def read_text(
     """The text with its documents, one of so many that are read in turn."""
     parents = [folder.parent for folder in cache_folders(sources.paths[0], config)]
     tokens = load_tokens(sources, cache_parents=parents, num_texts=num_texts)
-    hashes = None if is_earlier else tokens.document_hashes
-    return Text(sources, tokens, Documents.of(tokens.ids, tokens.document_ends, hashes))
+    return Text(sources, tokens, has_hashes=not is_earlier)
 
 
 def cache_folders(path: Path, config: dict[str, Any]) -> list[Path]:

@@ -77,6 +77,11 @@ class Runs:
     def __len__(self) -> int:
         return int((self.stops - self.starts).sum())
 
+    @property
+    def rest(self) -> "Runs":
+        """What the part leaves of its row."""
+        return Runs.of(self.row, np.append(0, self.stops), np.append(self.starts, len(self.row)))
+
 
 class SplicedIds:
     """Runs of ids as one row, a separator between two texts; a slice of it is an array."""
@@ -113,10 +118,8 @@ class SplicedIds:
         return np.concatenate(found)[::step]
 
 
-def split(
-    texts: Sequence[Documents], val_fraction: float, *, seq_len: int
-) -> list[tuple[Runs, Runs]]:
-    """Each text's part to train on and part to validate on; of each text its share.
+def split(texts: Sequence[Documents], val_fraction: float, *, seq_len: int) -> list[Runs]:
+    """Each text's part to train on, all but its share of the validation part.
 
     The validation part is the end of the text, from the nearest end of a document; where that would
     change the part by more than half, a document is split. All copies of a document count where the
@@ -125,23 +128,21 @@ def split(
     hashes = np.concatenate([text.hashes for text in texts])
     hashes = np.where(hashes == BLANK, np.arange(len(hashes), dtype=np.uint64), hashes)
     lengths = np.concatenate([text.lengths for text in texts])
-    together = np.argsort(hashes)
-    is_other = np.diff(hashes[together], prepend=~hashes[together[:1]]) != 0
-    groups = np.flatnonzero(is_other)  # where the copies of each document begin in `together`
-    home = np.minimum.reduceat(together, groups)
-    sizes = np.add.reduceat(lengths[together], groups)  # of all the copies
-    trained = np.zeros_like(sizes)  # tokens of these
-    by_home = np.argsort(home)
-    first_documents = np.cumsum([len(text.starts) for text in texts[:-1]], dtype=np.int64)
-    for members in np.split(by_home, np.searchsorted(home[by_home], first_documents)):
-        ends = np.cumsum(sizes[members])
+    together = np.argsort(hashes, kind="stable")
+    groups = np.flatnonzero(np.diff(hashes[together], prepend=~hashes[together[:1]]))
+    firsts, num_copies = together[groups], np.diff(np.append(groups, len(together)))
+    sizes = np.zeros_like(lengths)  # tokens of all the copies, where the first one stands
+    sizes[firsts] = np.add.reduceat(lengths[together], groups)
+    trained = []
+    for part in np.split(sizes, np.cumsum([len(text.starts) for text in texts[:-1]], dtype=int)):
+        ends = np.cumsum(part)
         cut = cut_of(ends, val_fraction, seq_len=seq_len)
-        trained[members] = np.clip(cut - ends + sizes[members], 0, sizes[members])
-    num_copies = np.diff(np.append(groups, len(together)))
-    of_each = np.where(trained == sizes, sizes, trained // num_copies)
+        trained.append(np.clip(cut - ends + part, 0, part))
+    of_all = np.concatenate(trained)[firsts]
+    of_each = np.where(of_all == sizes[firsts], of_all, of_all // num_copies)
     of_document = np.empty_like(lengths)
     of_document[together] = np.repeat(of_each, num_copies)
-    return parted(texts, np.minimum(of_document, lengths))
+    return first_tokens(texts, np.minimum(of_document, lengths))
 
 
 def cut_of(ends: np.ndarray, val_fraction: float, *, seq_len: int) -> int:
@@ -163,52 +164,53 @@ def cut_of(ends: np.ndarray, val_fraction: float, *, seq_len: int) -> int:
 def apart_from(texts: Sequence[Documents], val_texts: Sequence[Documents]) -> list[Runs]:
     """Each text without the documents of the validation texts."""
     theirs = np.concatenate([text.hashes for text in val_texts])
-    is_theirs = [np.isin(text.hashes, theirs[theirs != BLANK]) for text in texts]
+    hashes = np.concatenate([text.hashes for text in texts])
     lengths = np.concatenate([text.lengths for text in texts])
-    parts = parted(texts, np.where(np.concatenate(is_theirs), 0, lengths))
-    return [train for train, _ in parts]
+    return first_tokens(texts, np.where(np.isin(hashes, theirs[theirs != BLANK]), 0, lengths))
 
 
-def parted(texts: Sequence[Documents], trained: np.ndarray) -> list[tuple[Runs, Runs]]:
-    """Each text's parts, by how many tokens of each document are for training."""
+def first_tokens(texts: Sequence[Documents], counts: np.ndarray) -> list[Runs]:
+    """Of each text so many tokens of each document."""
     parts = []
     for text in texts:
-        cuts = text.starts + trained[: len(text.starts)]
-        trained = trained[len(text.starts) :]
-        parts.append((Runs.of(text.ids, text.starts, cuts), Runs.of(text.ids, cuts, text.stops)))
+        of_text, counts = np.split(counts, [len(text.starts)])
+        parts.append(Runs.of(text.ids, text.starts, text.starts + of_text))
     return parts
 
 
-class DocumentHasher:
-    """Hashes of the documents in a row of ids that comes in blocks, 8 bytes for each document."""
+def as_bounds(parts: Sequence[Runs]) -> np.ndarray:
+    """The runs' starts and stops, (2, R), as if the rows stood one after the other."""
+    before = np.cumsum([0, *(len(part.row) for part in parts)])
+    bounds = [np.stack([part.starts, part.stops]) for part in parts]
+    return np.concatenate([of + at for of, at in zip(bounds, before, strict=False)], axis=1)
 
-    def __init__(self) -> None:
-        self.rest = np.zeros(1, np.uint64)  # the hash of what comes after the last separator
-        self.num_ids = 0  # of that
 
-    def add(self, block: np.ndarray) -> np.ndarray:
-        """Hashes of the documents that end in the block, (D,) uint64."""
-        ids = block[~IS_BLANK[block]]
-        ends = np.flatnonzero(ids == END_OF_TEXT_ID)
-        firsts = np.concatenate([[-self.num_ids], ends + 1])
-        sizes = np.diff(np.concatenate([[0], ends + 1, [len(ids)]]))
-        mixed = np.arange(len(ids), dtype=np.uint64)
-        mixed -= np.repeat(firsts.astype(np.uint64), sizes)
+def from_bounds(bounds: np.ndarray, rows: Sequence[Row]) -> list[Runs]:
+    """The runs of each row: the inverse of `as_bounds`."""
+    before = np.cumsum([0, *map(len, rows)])
+    of_rows = np.split(bounds, np.searchsorted(bounds[0], before[1:-1]), axis=1)
+    return [Runs(row, *(of - at)) for row, of, at in zip(rows, of_rows, before, strict=False)]
+
+
+def hash_documents(ids: Row) -> Iterator[np.ndarray]:
+    """In blocks the hash of each document, (D,) uint64, at last that of what no separator ends."""
+    rest, num_before = np.zeros(1, np.uint64), 0  # of the document that goes on: hash, ids
+    for start in range(0, len(ids), BLOCK_IDS):
+        block = ids[start : start + BLOCK_IDS]
+        block = block[~IS_BLANK[block]]
+        ends = np.flatnonzero(block == END_OF_TEXT_ID)
+        firsts = np.concatenate([[-num_before], ends + 1])
+        sizes = np.diff(np.concatenate([[0], ends + 1, [len(block)]]))
+        mixed = np.arange(len(block), dtype=np.uint64)
+        mixed -= np.repeat(firsts.astype(np.uint64), sizes)  # the place in the document
         mixed *= BY_PLACE
-        mixed += OF_ID[ids]
+        mixed += OF_ID[block]
         mixed ^= mixed >> HALF
         mixed *= MIX
         mixed ^= mixed >> HALF
         mixed[ends] = 0
-        sums = np.concatenate([self.rest, mixed]).cumsum()  # wraps around, as hashes may
-        hashes = np.diff(sums[np.append(ends + 1, len(ids))], prepend=np.uint64(0))
-        self.rest, self.num_ids = hashes[-1:], len(ids) - int(firsts[-1])
-        return hashes[:-1]
-
-
-def hash_documents(ids: Row) -> Iterator[np.ndarray]:
-    """In blocks the hash of each document, at last that of what follows the last separator."""
-    hasher = DocumentHasher()
-    for start in range(0, len(ids), BLOCK_IDS):
-        yield hasher.add(ids[start : start + BLOCK_IDS])
-    yield hasher.rest
+        sums = np.concatenate([rest, mixed]).cumsum()  # wraps around, as hashes may
+        hashes = np.diff(sums[np.append(ends + 1, len(block))], prepend=np.uint64(0))
+        rest, num_before = hashes[-1:], len(block) - int(firsts[-1])
+        yield hashes[:-1]
+    yield rest

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from corpus.notes import NUM_KEPT, remembered
@@ -19,6 +20,23 @@ def test_a_note_is_computed_once(tmp_path):
     assert len(calls) == 1
     assert remembered([path], "b", lambda: {"xz": 2}) == {"xz": 2}
     assert remembered([path], "a", compute) == {"xz": 1 / 3}
+
+
+def test_arrays_are_kept_and_every_damage_is_noticed(tmp_path):
+    path = tmp_path / "notes.bin"
+    noted = {"a": np.arange(600).reshape(2, 300), "b": np.empty((2, 0), np.int64)}
+    for _ in range(2):
+        for key, array in noted.items():
+            kept = remembered([path], key, lambda array=array: array)
+            assert np.array_equal(kept, array)
+            assert kept.dtype == array.dtype
+    raw = path.read_bytes()
+    for place in range(0, len(raw), 37):
+        path.write_bytes(raw[:place] + bytes([raw[place] ^ 4]) + raw[place + 1 :])
+        array = remembered([path], "a", lambda: noted["a"])
+        assert np.array_equal(array, noted["a"])
+        path.write_bytes(raw[:place])
+        assert np.array_equal(remembered([path], "a", lambda: noted["a"]), noted["a"])
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'{"a": 1}', b"\xff\xfe", b"null"])

@@ -112,6 +112,19 @@ def test_a_validation_text_is_whole_and_its_documents_are_not_trained_on(
     assert changed.text_sha256 != corpus.text_sha256
 
 
+def test_a_second_start_takes_the_split_from_its_note(read, write, monkeypatch):
+    names = [write("a.txt", range(90)), write("b.txt", range(60, 150)), write("c.txt", range(9))]
+    asked = [(names, {}), (names[:2], {}), (names[:2], {"val_data": names[2]})]
+    asked += [(names[0], {"val_fraction": 0.3}), (names[0], {"seq_len": 200})]
+    firsts = [read(data, **changes) for data, changes in asked]
+    assert len({len(corpus.train_ids) for corpus in firsts}) == len(asked)
+    monkeypatch.setattr("corpus.parts.Documents.of", None)  # no document is looked at
+    for first, (data, changes) in zip(firsts, asked, strict=True):
+        again = read(data, **changes)
+        assert again.train_ids[:].tolist() == first.train_ids[:].tolist()
+        assert again.val_ids.tolist() == first.val_ids.tolist()
+
+
 def test_a_run_of_an_earlier_version_keeps_its_split(read, write, tokenizer, tiny_config):
     write("t.txt", [*range(50), *range(50)])
     write("t-valid.txt", range(9))

@@ -13,6 +13,8 @@ from corpus.split import (
     Runs,
     SplicedIds,
     apart_from,
+    as_bounds,
+    from_bounds,
     hash_documents,
     split,
 )
@@ -70,12 +72,12 @@ def test_without_copies_the_split_is_at_the_document_end_nearest_to_the_fraction
     ids, val_fraction, seq_len
 ):
     assume(len(ids) >= seq_len + 3)
-    ((train, val),) = split([documents_of(ids, hashes=False)], val_fraction, seq_len=seq_len)
+    (train,) = split([documents_of(ids, hashes=False)], val_fraction, seq_len=seq_len)
     cut = nearest_cut(ids, val_fraction, seq_len)
     assert SplicedIds([train])[:].tolist() == ids[:cut]
-    assert SplicedIds([val])[:].tolist() == ids[cut:]
+    assert SplicedIds([train.rest])[:].tolist() == ids[cut:]
     assert len(GPTDatasetV1(SplicedIds([train]), None, seq_len, 1)) >= 1
-    assert len(val) >= 2  # one prediction
+    assert len(train.rest) >= 2  # one prediction
 
 
 @given(st.lists(st.integers(0, 9), min_size=20, max_size=60), st.integers(0, 3))
@@ -84,12 +86,20 @@ def test_copies_of_a_document_are_never_on_both_sides(numbers, num_texts):
     stories[-1] = stories[-1][1:4]  # the last one of a file lacks what the others have around it
     texts = [joined(stories[n :: num_texts + 1]) for n in range(num_texts + 1)]
     parts = split([documents_of(ids) for ids in texts], 0.2, seq_len=2)
-    for (train, val), ids in zip(parts, texts, strict=True):
-        starts, stops = np.append(train.starts, val.starts), np.append(train.stops, val.stops)
-        places = joined(map(range, starts, stops))
+    for part, ids in zip(parts, texts, strict=True):
+        places = joined(
+            map(range, [*part.starts, *part.rest.starts], [*part.stops, *part.rest.stops])
+        )
         assert sorted(places) == list(range(len(ids)))
-    trained = set().union(*(whole(train) for train, _ in parts))
-    validated = set().union(*(whole(val) for _, val in parts))
+    again = from_bounds(as_bounds(parts), [part.row for part in parts])
+    for part, same in zip(parts, again, strict=True):
+        assert (same.starts.tolist(), same.stops.tolist()) == (
+            part.starts.tolist(),
+            part.stops.tolist(),
+        )
+        assert same.row is part.row
+    trained = set().union(*map(whole, parts))
+    validated = set().union(*(whole(part.rest) for part in parts))
     stories = {(number, number + 1, 7) for number in numbers}
     assert not trained & validated & stories
     if len(stories) > 8:
@@ -101,21 +111,21 @@ def test_shuffled_copies_are_split_at_the_fraction_and_without_copies_nothing_ch
     rng = np.random.default_rng(0)
     stories = [[*rng.integers(300, 900, 30), END_OF_TEXT_ID] for _ in range(200)]
     ids = joined(stories[n] for n in rng.permutation(np.repeat(np.arange(200), 20)))
-    ((train, val),) = split([documents_of(ids)], 0.1, seq_len=8)
-    assert len(val) == len(ids) // 10
-    assert not whole(train) & whole(val)
-    assert len(whole(val)) == 20
+    (train,) = split([documents_of(ids)], 0.1, seq_len=8)
+    assert len(train.rest) == len(ids) // 10
+    assert not whole(train) & whole(train.rest)
+    assert len(whole(train.rest)) == 20
     ids = joined(stories)
-    ((train, val),) = split([documents_of(ids)], 0.1, seq_len=8)
-    assert (train.starts.tolist(), val.stops.tolist()) == ([0], [len(ids)])
+    (train,) = split([documents_of(ids)], 0.1, seq_len=8)
+    assert (train.starts.tolist(), train.rest.stops.tolist()) == ([0], [len(ids)])
 
 
 def test_copies_of_one_document_are_all_cut_at_the_same_place():
     ids = [*range(300, 399), END_OF_TEXT_ID] * 5
-    ((train, val),) = split([documents_of(ids)], 0.1, seq_len=8)
+    (train,) = split([documents_of(ids)], 0.1, seq_len=8)
     assert train.starts.tolist() == [0, 100, 200, 300, 400]
     assert train.stops.tolist() == [90, 190, 290, 390, 490]
-    assert val.starts.tolist() == train.stops.tolist()
+    assert train.rest.starts.tolist() == train.stops.tolist()
 
 
 def test_each_of_several_texts_gives_its_share():
@@ -125,14 +135,14 @@ def test_each_of_several_texts_gives_its_share():
         for count in (100, 500, 2)
     ]
     parts = split([documents_of(ids) for ids in [*texts, [300, 301]]], 0.1, seq_len=16)
-    assert [len(val) for _, val in parts] == [100, 500, 2, 0]  # the last two are too short
+    assert [len(part.rest) for part in parts] == [100, 500, 2, 0]  # the last two are too short
 
 
 def test_empty_documents_are_no_copies_of_each_other():
     ids = [NEWLINE, END_OF_TEXT_ID] * 1000
-    ((train, val),) = split([documents_of(ids)], 0.1, seq_len=16)
-    assert (len(train), len(val)) == (1800, 200)
-    assert len(train.starts) == len(val.starts) == 1
+    (train,) = split([documents_of(ids)], 0.1, seq_len=16)
+    assert (len(train), len(train.rest)) == (1800, 200)
+    assert len(train.starts) == len(train.rest.starts) == 1
 
 
 def test_documents_of_a_validation_text_are_not_trained_on():
