@@ -102,7 +102,7 @@ def torch_attention(
 def row_by_row(attend: Attend, inputs: tuple[Tensor, ...], seeds: Tensor) -> Tensor:
     """Attention whose dropout torch draws, each row after its own seed."""
     results = []
-    for seed, *row in zip(seeds.tolist(), *(x.split(1) for x in inputs), strict=True):
+    for seed, *row in zip(seeds.tolist(), *(x.split([1] * len(x)) for x in inputs), strict=True):
         torch.manual_seed(seed)
         results.append(attend(*row))
     return torch.cat(results) if results else inputs[0]

@@ -145,6 +145,13 @@ def test_recomputed_activations_have_the_same_masks(attention):
 
 
 @EACH_ATTENTION
+def test_a_process_without_rows_draws_no_masks_and_adds_nothing(attention):
+    model = dropping_model(attention)
+    model.hidden_states(some_batch()[0][:0], seeds=dropout_seeds(0, 5, 0)).sum().backward()
+    assert not any(gradient.any() for gradient in gradients_of(model))
+
+
+@EACH_ATTENTION
 def test_every_place_and_step_has_masks_of_its_own(attention):
     model = dropping_model(attention)
     places = [module.place for module in model.modules() if isinstance(module, Dropout)]
