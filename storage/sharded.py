@@ -1,15 +1,15 @@
 """A checkpoint in parts: a folder into which every process writes what it has of each tensor.
 
-torch.distributed.checkpoint writes and reads the parts. It notices neither a flipped bit nor a file
-of another step, and it would unpickle its own list of what lies where. So the hashes of all parts
-and that list, as plain values, stand in one more file, written last and sealed as every model file
-is; and the folder takes its name when it is whole.
+torch.distributed.checkpoint writes the parts. It would notice neither a flipped bit nor a file of
+another step, and unpickles its own list of what lies where. So the hashes of all parts and that
+list, as plain values, stand in one more file, written last and sealed as every model file is; and
+the folder takes its name when it is whole.
 """
 
 import hashlib
+import io
 import math
 import os
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -80,25 +80,17 @@ def agreed(team: Any, path: Path) -> Iterator[None]:
 
 
 def write_parts(part_path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """Writes the parts; returns what lies where, each part by offsets, sizes and bytes."""
+    """Writes the parts; returns each one's offsets in its tensor, and which bytes of which file."""
     import torch.distributed.checkpoint as dcp
 
     metadata = dcp.save(tensors, storage_writer=dcp.FileSystemWriter(part_path))
-    places = {}
-    for name, tensor in metadata.state_dict_metadata.items():
-        places[name] = {"dtype": str(tensor.properties.dtype), "shape": list(tensor.size)}
-        sizes = {tuple(chunk.offsets): list(chunk.sizes) for chunk in tensor.chunks}
-        places[name]["chunks"] = [
-            [
-                list(at.offset),
-                sizes[tuple(at.offset)],
-                where.relative_path,
-                where.offset,
-                where.length,
-            ]
-            for at, where in metadata.storage_data.items()
-            if at.fqn == name
-        ]
+    places = {
+        name: {"dtype": str(tensor.properties.dtype), "shape": list(tensor.size), "chunks": []}
+        for name, tensor in metadata.state_dict_metadata.items()
+    }
+    for index, at in metadata.storage_data.items():
+        chunk = [list(index.offset), at.relative_path, at.offset, at.length]
+        places[index.fqn]["chunks"].append(chunk)
     return places
 
 
@@ -145,32 +137,19 @@ def check_parts(path: Path, parts: dict[str, str]) -> int:
 
 def read_parts(path: Path, places: dict[str, Any], *, num_bytes: int) -> dict[str, Tensor]:
     """The tensors, put together; `places` is checked to lie within so many bytes."""
-    import torch.distributed.checkpoint as dcp
-    from torch.distributed.checkpoint import filesystem, metadata
-
-    tensors, where = {}, {}
     claimed = sum(math.prod(p["shape"]) * DTYPES[p["dtype"]].itemsize for p in places.values())
     if claimed > num_bytes:
         raise ValueError(f"its tensors claim {claimed:,} of {num_bytes:,} bytes")
-    described = {}
+    tensors = {}
     for name, place in places.items():
         tensors[name] = torch.empty(place["shape"], dtype=DTYPES[place["dtype"]])
-        chunks = []
-        for offsets, sizes, file_name, start, length in place["chunks"]:
-            chunks.append(metadata.ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes)))
-            index = metadata.MetadataIndex(name, offsets)
-            where[index] = filesystem._StorageInfo(Path(file_name).name, start, length)
-        properties = metadata.TensorProperties(dtype=tensors[name].dtype)
-        size = torch.Size(place["shape"])
-        described[name] = metadata.TensorStorageMetadata(properties, size, chunks)
-
-    class Reader(dcp.FileSystemReader):
-        def read_metadata(self, *_: Any, **__: Any) -> metadata.Metadata:
-            return metadata.Metadata(described, storage_data=where)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it reads alone
-        dcp.load(tensors, storage_reader=Reader(path), no_dist=True)
+        for offsets, *_, file_name, start, length in place["chunks"]:
+            with (path / Path(file_name).name).open("rb") as file:
+                file.seek(start)
+                content = io.BytesIO(file.read(length))
+            part = torch.load(content, map_location="cpu", weights_only=True)
+            where = zip(offsets, part.shape, strict=True)
+            tensors[name][tuple(slice(start, start + size) for start, size in where)] = part
     return tensors
 
 
