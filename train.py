@@ -13,12 +13,12 @@ from tqdm import tqdm
 
 from system.files import make_folder, only_writer, sweep_parts
 from system.process import Stopped, StopSignals, log, run_command
-from training.parallel import Alone, joined
+from training.parallel import joined
+from training.processes import Processes
 from training.wanted import options_from, wanted
 
 if TYPE_CHECKING:
     from training.run import Run
-    from training.team import Team
 
 USE_PRETRAINED = False  # True fine-tunes the official GPT-2 named below
 MODEL_NAME = "gpt2-small (124M)"  # or gpt2-medium (355M), gpt2-large (774M), gpt2-xl (1558M)
@@ -82,7 +82,7 @@ def train(config: dict[str, Any], options: dict[str, Any] | None = None) -> Path
         return train_in(team, config, options or {})
 
 
-def train_in(team: "Alone | Team", config: dict[str, Any], options: dict[str, Any]) -> Path:
+def train_in(team: Processes, config: dict[str, Any], options: dict[str, Any]) -> Path:
     """Trains with all the processes of the team."""
     start = time.monotonic()
     constants = {"use_pretrained": USE_PRETRAINED, "model_name": MODEL_NAME}

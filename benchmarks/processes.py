@@ -7,7 +7,6 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Any
 
 import torch
 
@@ -16,18 +15,16 @@ from benchmarks.turns import Contestant, Rows, Steps, Task, take_turns
 from corpus.text import PROJECT
 from system.machine import Machine, num_cores
 from training.learner import Learner
-from training.parallel import Alone, joined
+from training.parallel import joined
+from training.processes import Processes
 from training.settings import DEFAULTS
 
 
-class Apart(Alone):
+class Apart(Processes):
     """Processes that compute their shares of the rows and exchange nothing."""
 
     def __init__(self, size: int) -> None:
         self.size = size
-
-    def share(self, rows: Any) -> Any:
-        return rows[: len(rows) // self.size]
 
 
 def rows_of(task: Task) -> Rows:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,14 +25,11 @@ from training import capacity, store
 from training.description import as_text, environment, rows_about
 from training.estimate import table as estimate_table
 from training.learner import Learner
-from training.parallel import ALONE, Alone
+from training.processes import ALONE, Processes
 from training.run import Run
 from training.settings import FIXED, FREE, KEYS, ORDERED
 from training.wanted import Wanted, check, shown
 from training.ways import machine_for
-
-if TYPE_CHECKING:
-    from training.team import Team
 
 PLACES = {"data", "val_data", "weights_path", "output_dir"}  # may be elsewhere on each machine
 
@@ -49,7 +46,7 @@ class Start:
     reordered: str = ""  # changes after which a step shows other windows
 
 
-def prepared(wanted: Wanted, team: "Alone | Team") -> tuple[Start, Corpus, Machine]:
+def prepared(wanted: Wanted, team: Processes) -> tuple[Start, Corpus, Machine]:
     """All that comes before there is a model, the same in all processes."""
     start = first_or_next_start(wanted, team)
     config = start.config
@@ -69,13 +66,13 @@ def prepared(wanted: Wanted, team: "Alone | Team") -> tuple[Start, Corpus, Machi
     return start, corpus, chosen_machine(choose, team, kept=start.state.get("ways"))
 
 
-def estimate(wanted: Wanted, team: "Alone | Team" = ALONE) -> str:
+def estimate(wanted: Wanted, team: Processes = ALONE) -> str:
     """The memory that the run would take, as a table; nothing is trained."""
     start, corpus, machine = prepared(wanted, team)
     return estimate_table(start.config, corpus.vocabulary.size, machine)
 
 
-def begin(wanted: Wanted, team: "Alone | Team" = ALONE) -> Run:
+def begin(wanted: Wanted, team: Processes = ALONE) -> Run:
     """A run that is ready for its next update; what it consists of is said line by line."""
     start, corpus, machine = prepared(wanted, team)
     run = assembled(start, corpus, machine, wanted.script, team)
@@ -98,7 +95,7 @@ def begin(wanted: Wanted, team: "Alone | Team" = ALONE) -> Run:
 
 
 def assembled(
-    start: Start, corpus: Corpus, machine: Machine, script: dict[str, Any], team: "Alone | Team"
+    start: Start, corpus: Corpus, machine: Machine, script: dict[str, Any], team: Processes
 ) -> Run:
     """A run as it starts, before it has said or written anything."""
     config = start.config
@@ -114,7 +111,7 @@ def assembled(
     return Run(config, {**script, "resume": False}, corpus, learner)
 
 
-def first_or_next_start(wanted: Wanted, team: "Alone | Team") -> Start:
+def first_or_next_start(wanted: Wanted, team: Processes) -> Start:
     """A new run or one that goes on; a launcher that starts again means the newest checkpoint."""
     wants_newest = wanted.config["resume"] is True
     if team.is_started_again or (team.may_start_again and wants_newest):
@@ -126,7 +123,7 @@ def first_or_next_start(wanted: Wanted, team: "Alone | Team") -> Start:
 
 
 def chosen_machine(
-    choose: Callable[..., Machine], team: "Alone | Team", *, kept: dict[str, str] | None
+    choose: Callable[..., Machine], team: Processes, *, kept: dict[str, str] | None
 ) -> Machine:
     """This process's device, and on it what the first process chose of what its run has kept."""
     first = choose(kept=kept) if team.is_first else None
@@ -150,7 +147,7 @@ def facts_of(start: Start, corpus: Corpus) -> dict[str, Any]:
     }
 
 
-def check_same(team: "Alone | Team", facts: dict[str, Any]) -> None:
+def check_same(team: Processes, facts: dict[str, Any]) -> None:
     """ProcessesError with all that a process has otherwise than the first one."""
     first, *others = team.gather(facts)
     problems = [

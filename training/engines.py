@@ -6,16 +6,13 @@ weights themselves are spread.
 """
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, distributed, nn
 
 from system.machine import Machine
 from training.loss import NextTokenLoss
-
-if TYPE_CHECKING:
-    from training.parallel import Alone
-    from training.team import Team
+from training.processes import Processes
 
 
 class Whole:
@@ -93,7 +90,7 @@ class Sharded(Whole):
 
 
 def engine_for(
-    team: "Alone | Team", objective: NextTokenLoss, machine: Machine, config: dict[str, Any]
+    team: Processes, objective: NextTokenLoss, machine: Machine, config: dict[str, Any]
 ) -> Whole:
     """The way to train that the config asks for."""
     if not team.is_launched:

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Iterator
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,10 +20,7 @@ from training.engines import engine_for
 from training.loss import CHUNK_SIZE, NextTokenLoss
 from training.memory import Attempt, attempt, recompute_activations
 from training.optim import build_optimizer, clip_gradients, set_learning_rate
-from training.parallel import ALONE, Alone
-
-if TYPE_CHECKING:
-    from training.team import Team
+from training.processes import ALONE, Processes
 
 MOST_TRIES = 3
 PIECE, EVALUATED, RECOMPUTED = "piece_size", "evaluation_size", "checkpoint_activations"
@@ -47,7 +44,7 @@ class Learner:
         *,
         num_shared: int = 1,
         separator: int | None = None,
-        team: "Alone | Team" = ALONE,
+        team: Processes = ALONE,
     ) -> None:
         self.model, self.machine, self.team = model, machine, team
         self.config = config

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from system.errors import ProcessesError
 from system.process import STOP_SIGNALS, Stopped, exit_code_of, last_words, note
+from training.processes import Processes
 
 TIMEOUT = timedelta(minutes=4)  # of one exchange: a process that is silent for longer is lost
 WATCH_SECONDS = 0.25
@@ -32,7 +33,7 @@ CHANNELS: list[dist.ProcessGroup] = []  # that were closed
 LOST = "another process has ended, or does not answer: python train.py --resume goes on"
 
 
-class Team:
+class Team(Processes):
     """The processes of one training, seen from one of them, which is number `rank` of `size`."""
 
     is_launched = True
@@ -85,11 +86,9 @@ class Team:
             sys.stdout, sys.stderr = streams
 
     def by_first(self, context: AbstractContextManager) -> AbstractContextManager:
-        """A context that the first process alone enters."""
         return context if self.is_first else nullcontext()
 
     def start(self, device: str) -> str:
-        """Opens the channels for tensors; returns the name of this process's device."""
         if device == "mps" or (device == "auto" and not torch.cuda.is_available()):
             device = "cpu"  # torch has no channel between MPS devices
         is_cuda = device == "auto" or device.startswith("cuda")
@@ -111,17 +110,11 @@ class Team:
         )
         return device
 
-    def share(self, rows: Tensor) -> Tensor:
-        """Of rows of the global batch those of this process: as even as the number allows."""
-        return rows[len(rows) * self.rank // self.size : len(rows) * (self.rank + 1) // self.size]
-
     def sum(self, value: Tensor) -> Tensor:
-        """The sum of a tensor over all processes, in each of them."""
         dist.all_reduce(value := value.clone())
         return value
 
     def highest(self, number: int) -> int:
-        """The highest number that a process gave, in each of them: how they agree."""
         value = torch.tensor(number)
         dist.all_reduce(value, op=dist.ReduceOp.MAX)
         return int(value)
@@ -129,10 +122,6 @@ class Team:
     agree = highest
 
     def gather(self, value: Any) -> list[Any]:
-        """The plain values that all processes gave, in the order of their ranks.
-
-        It waits as long as it takes: a process may read a large text meanwhile.
-        """
         self._num_gathered += 1
         key = f"gather {self._num_gathered}"
         self._words.set(f"{key} {self.rank}", json.dumps(value))
@@ -147,7 +136,6 @@ class Team:
         return self._words.get(key)
 
     def part(self) -> None:
-        """Closes the channels: what follows, the first process does by itself."""
         # Were DDP's the last reference, it would wait for gloo's thread, which waits for Python.
         CHANNELS.append(dist.group.WORLD)
         dist.destroy_process_group()
@@ -159,13 +147,10 @@ class Team:
                 if not self.is_first and self._words.check(["over"]):
                     os._exit(int(self._words.get("over")))
                 if self.is_first and self._words.check(["failure"]):
-                    self._end_after(**json.loads(self._words.get("failure")))
-
-    def _end_after(self, code: int, line: str) -> None:
-        """The first process says what has ended another one, unless it is ending by itself."""
-        self._ending.acquire()  # for good: there is one end
-        note(line)
-        self._end(code)
+                    code, line = json.loads(self._words.get("failure"))
+                    self._ending.acquire()  # for good: there is one end
+                    note(line)
+                    self._end(code)
 
     def _end(self, code: int) -> None:
         """Ends all processes."""
@@ -177,8 +162,7 @@ class Team:
 
     def _leave(self, error: BaseException) -> None:
         """Sees to it that one line says how the processes end, whichever of them fails."""
-        code = exit_code_of(error)
-        code = 1 if code is None else code
+        code = exit_code_of(error) or 1  # a bug has none
         if self.is_first:  # its line comes as that of any command, and then the end
             self._ending.acquire()
             atexit.register(self._end, code)
@@ -188,9 +172,9 @@ class Team:
         is_common = isinstance(error, Stopped) and error.is_held  # the first process is saving
         with suppress(RuntimeError):
             if not is_common:
-                kind = f" {type(error).__name__}" * (exit_code_of(error) is None)  # a bug
+                kind = f" {type(error).__name__}" * (code == 1)
                 line = f"{last_words(error)} (process {self.rank} of {self.size}{kind})"
-                failure = json.dumps({"code": code, "line": line})
+                failure = json.dumps([code, line])
                 is_ours = self._words.compare_set("failure", "", failure) == failure.encode()
             time.sleep(TIMEOUT.total_seconds() if is_common else GRACE_SECONDS)
             if is_common or not is_ours:
