@@ -1,7 +1,8 @@
 """What one process of a torchrun does in the tests: trainings, one after the other in one start.
 
 Each argument is one of them, as JSON: changes to the tiny config and, under "faults", what happens
-to which ranks ahead of which update. Every process notes which rows it has computed.
+to which ranks ahead of which update. Every process notes which rows it has computed. Or it is no
+training, but how to compute some "gradients".
 """
 
 import faulthandler
@@ -11,21 +12,27 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from tiny_run import train_quickly, without_plots
+from tiny_run import CONFIG, train_quickly, without_plots
+from torch import Tensor, nn
 
+from model import Transformer, build_transformer
+from system.machine import Machine
 from system.process import run_command
 from training import team
-from training.learner import Learner
+from training.engines import whole
+from training.learner import Learner, dropout_seeds
+from training.loss import NextTokenLoss
+from training.parallel import joined
 from training.run import Run
 
-SECONDS = 100  # after which a process that hangs says where
+SECONDS = 120  # of a training, after which a process that hangs says where
 RANK = int(os.environ.get("RANK", 0))
 
 
@@ -41,32 +48,36 @@ def spoil(run: Run) -> None:
     next(run.learner.model.parameters()).register_hook(lambda gradient: gradient * math.nan)
 
 
-def fill_memory(run: Run, place: str) -> None:
+def fill_memory(run: Run, when: str, part: str = "blocks.0.feed_forward") -> None:
     """Once, torch's own error in a forward or a backward pass of this process, or in evaluation."""
+    learner = run.learner
 
-    def hook(*_: Any) -> None:
-        if place == "evaluation" and run.learner.model.training:
+    def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        if module.training == (when == "evaluation"):
             return
         handle.remove()
+        output.register_hook(fail) if when == "backward" else fail()
+
+    def fail(*_: Any) -> None:
         raise torch.OutOfMemoryError("simulated")
 
-    block = run.learner.model.blocks[-1]
-    handle = {
-        "forward": block.register_forward_hook,
-        "evaluation": block.register_forward_hook,
-        "backward": next(block.parameters()).register_hook,
-    }[place](hook)
+    def chunks(*factors: Tensor) -> Iterator:
+        learner.loss._chunks = partial(NextTokenLoss._chunks, learner.loss)
+        fail()
+        yield
+
+    if part == "loss":
+        learner.loss._chunks = chunks
+    else:
+        handle = learner.model.get_submodule(part).register_forward_hook(hook)
 
 
-FAULTS: dict[str, Callable[[Run], Any]] = {
+FAULTS: dict[str, Callable[..., Any]] = {
     "kill": lambda run: os.kill(os.getpid(), signal.SIGKILL),
     "freeze": freeze,
     "raise": raise_error,
     "nan": spoil,
-    **{
-        f"full in {place}": partial(fill_memory, place=place)
-        for place in ("forward", "backward", "evaluation")
-    },
+    "full": fill_memory,
     "signal": lambda run: os.kill(os.getpid(), signal.SIGTERM),
     "signal launcher": lambda run: os.kill(os.getppid(), signal.SIGTERM) or time.sleep(1),
 }
@@ -77,7 +88,7 @@ def with_faults(update: Callable[[Run], None], faults: list[dict]) -> Callable[[
         for fault in faults:
             is_due = run.step == fault["step"] and RANK in fault["ranks"]
             if is_due and not (fault.get("only_first") and run.team.is_started_again):
-                FAULTS[fault["do"]](run)
+                FAULTS[fault["do"]](run, **fault.get("how", {}))
         update(run)
 
     return faulty
@@ -109,13 +120,37 @@ def lead(faults: Sequence[dict] = (), of_rank: Sequence[dict] = (), **changes: A
         Run.update, Learner.pieces = update, pieces
 
 
+def rows_and_model(num_rows: int) -> tuple[tuple[Tensor, ...], Transformer]:
+    """Inputs, targets and seeds of rows, and a model of few weights: always the same."""
+    torch.manual_seed(0)
+    rows = torch.randint(53, (num_rows, 12))
+    model = build_transformer(53, 11, 8, 2, 2, dropout=0.2, ffn_hidden_dim=12)
+    return (rows[:, :-1], rows[:, 1:], dropout_seeds(1, 2, num_rows)), model
+
+
+def save_gradients(path: str, parallel: str, cases: list[tuple[int, int]]) -> None:
+    """The gradients by all processes for so many rows, of which so many are computed at once."""
+    found = []
+    with joined() as team:
+        machine = Machine.choose(team.start("cpu"))
+        for num_rows, batch_size in cases:
+            batch, model = rows_and_model(num_rows)
+            config = {**CONFIG, "parallel": parallel, "batch_size": batch_size}
+            Learner(model, machine, config, team=team).accumulate_gradients(*batch)
+            found.append({name: whole(p.grad) for name, p in model.named_parameters()})
+        if team.is_first:
+            torch.save(found, path)
+        team.part()
+
+
 def main() -> None:
-    faulthandler.dump_traceback_later(SECONDS, exit=True)
     without_plots()
     torch.set_num_threads(1)
-    team.TIMEOUT = timedelta(seconds=float(os.environ.get("TEST_TIMEOUT", 100)))
+    team.TIMEOUT = timedelta(seconds=float(os.environ.get("TEST_TIMEOUT", 200)))
     for argument in sys.argv[1:]:
-        lead(**json.loads(argument))
+        faulthandler.dump_traceback_later(SECONDS, exit=True)
+        case = json.loads(argument)
+        save_gradients(**case["gradients"]) if "gradients" in case else lead(**case)
 
 
 if __name__ == "__main__":

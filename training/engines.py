@@ -5,13 +5,16 @@ are their means over the processes. Nobody waits for another process between the
 weights themselves are spread.
 """
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor, distributed, nn
 
+from system.errors import OutOfRoomError
 from system.machine import Machine
 from training.loss import NextTokenLoss
+from training.memory import NO_ROOM, Attempt, attempt, enduring
 from training.processes import Processes
 
 
@@ -19,6 +22,7 @@ class Whole:
     """One process has everything."""
 
     is_sharded = False
+    attempt = staticmethod(attempt)  # it ends with the first lack of memory
 
     def __init__(self, objective: NextTokenLoss, machine: Machine, config: dict[str, Any]) -> None:
         self.bare, self.machine = objective, machine
@@ -71,8 +75,12 @@ class Sharded(Whole):
     is_sharded = True
 
     def renew(self, config: dict[str, Any]) -> None:
-        if hasattr(self, "trained"):  # its blocks may change as they are
-            return
+        if not hasattr(self, "trained"):
+            self._shard()
+        for block in self.model.blocks:
+            block.forward = enduring(block.forward, self.tried)
+
+    def _shard(self) -> None:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard  # takes a second
 
@@ -80,6 +88,19 @@ class Sharded(Whole):
         for block in self.model.blocks:
             fully_shard(block, mesh=mesh)
         self.objective = self.trained = fully_shard(self.bare, mesh=mesh)
+        self.tried = Attempt()
+        model, self.bare._of_hidden = self.model, enduring(self.bare._of_hidden, self.tried)
+        for module in (model.input_embedding, model.positional_encoding, model.final_norm):
+            module.forward = enduring(module.forward, self.tried)
+
+    @contextmanager
+    def attempt(self) -> Iterator[Attempt]:
+        """Inside, a process without room goes on: the others wait for its part of each weight."""
+        self.tried.has_failed = False
+        with attempt() as whole:
+            yield self.tried
+        if whole.has_failed:  # in an exchange
+            raise OutOfRoomError(NO_ROOM + ", then --resume")
 
     def piece(self, is_last: bool) -> AbstractContextManager:
         self.objective.set_requires_gradient_sync(is_last)

@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -18,16 +19,12 @@ from system.machine import Machine
 from system.process import log
 from training.engines import engine_for
 from training.loss import CHUNK_SIZE, NextTokenLoss
-from training.memory import Attempt, attempt, recompute_activations
+from training.memory import NO_ROOM, recompute_activations
 from training.optim import build_optimizer, clip_gradients, set_learning_rate
 from training.processes import ALONE, Processes
 
 MOST_TRIES = 3
 PIECE, EVALUATED, RECOMPUTED = "piece_size", "evaluation_size", "checkpoint_activations"
-OUT_OF_ROOM = (
-    "out of memory with one window at a time and activations computed twice: lower embedding_dim, "
-    "num_layers, ffn_hidden_dim or seq_len, or spread the model with torchrun and --parallel fsdp"
-)
 
 
 class Learner:
@@ -105,31 +102,35 @@ class Learner:
             start = time.perf_counter()
             part = [tensor[:num_rows] for tensor in batch]
             x, y, seeds = map(self.team.share, part)
-            with attempt() as tried, self.engine.piece(is_last=True):
+            with self.engine.attempt(), self.engine.piece(is_last=True):
                 with self.machine.autocast():
                     loss = self.engine.trained(x, y, num_tokens=max(1, y.numel()), seeds=seeds)
                 loss.backward()
                 loss.item()  # waits for a GPU
-            self.is_any_full(tried)  # updates make do with less memory, unless weights are spread
             self.optimizer.zero_grad()
             seconds = time.perf_counter() - start
         return seconds * len(batch[0]) / len(part[0])
 
     def accumulate_gradients(self, inputs: Tensor, targets: Tensor, seeds: Tensor) -> Tensor:
-        """Mean loss of the whole batch (B, T); its gradient is summed up piece by piece.
-
-        Where memory runs out in one process, all of them start again with smaller pieces.
-        """
+        """Mean loss of the whole batch (B, T); its gradient is summed up piece by piece."""
         most = -(-len(inputs) // self.team.size)  # rows of a process
-        for num_tries in count(1):
-            with attempt() as tried:
-                total = self.sum_over_pieces(inputs, targets, seeds)
-            if not self.is_any_full(tried):
-                break
-            self.optimizer.zero_grad()
-            self.use_less_memory(PIECE, most, num_tries)
+        total = self.fitting(PIECE, most, partial(self.sum_over_pieces, inputs, targets, seeds))
         self.engine.synchronise(inputs, targets)
         return self.team.sum(total) / self.team.size
+
+    def fitting(self, what: str, most: int, compute: Callable[[], Tensor]) -> Tensor:
+        """What `compute` returns when the memory of all processes has room for it.
+
+        Until then all of them start again, with fewer windows at once.
+        """
+        for num_tries in count(1):
+            with self.engine.attempt() as tried:
+                result = compute()
+            if not self.team.highest(tried.has_failed):
+                break
+            self.optimizer.zero_grad()
+            self.use_less_memory(what, most, num_tries)
+        return result
 
     def sum_over_pieces(self, inputs: Tensor, targets: Tensor, seeds: Tensor) -> Tensor:
         """Loss of this process's rows, few at a time; their gradient is added to what there is."""
@@ -158,32 +159,20 @@ class Learner:
 
         With a separator the first one of each document is not predicted either.
         """
-        for num_tries in count(1):
-            with attempt() as tried:
-                total = torch.tensor(self.sum_over_windows(ids), dtype=torch.float64)
-            if not self.is_any_full(tried):
-                break
-            self.use_less_memory(EVALUATED, len(ids), num_tries)
+        total = self.fitting(EVALUATED, len(ids), partial(self.sum_over_windows, ids))
         return self.team.sum(total).item() / max(1, self.loss.num_predicted(ids[:-1], ids[1:]))
 
-    def sum_over_windows(self, ids: Tensor) -> float:
+    def sum_over_windows(self, ids: Tensor) -> Tensor:
         """Loss of this process's share of the windows that ids (N,) are cut into."""
         batches = list(evaluation_batches(ids, self.config["seq_len"], self.memory[EVALUATED]))
         own = self.team.share(batches)
-        own += [(ids[:1, None][:0], ids[:1, None][:0])] * (
-            -(-len(batches) // self.team.size) - len(own)
-        )
-        total = 0.0
+        most = -(-len(batches) // self.team.size)
+        own += [(ids[:1, None][:0],) * 2] * (most - len(own))  # as many in each process
+        total = torch.zeros((), dtype=torch.float64)
         with evaluation_mode(self.engine.objective), self.machine.autocast():
-            for inputs, targets in own:  # as many in each process
+            for inputs, targets in own:
                 total += self.engine.objective(inputs, targets, num_tokens=1).item()
         return total
-
-    def is_any_full(self, tried: Attempt) -> bool:
-        """Whether a process ran out of memory; where weights are spread, that ends all."""
-        if tried.has_failed and self.engine.is_sharded:  # the others wait for its part of a weight
-            raise OutOfRoomError(OUT_OF_ROOM + ", then --resume")
-        return bool(self.team.highest(tried.has_failed))
 
     def use_less_memory(self, what: str, most: int, num_tries: int) -> None:
         """Halves how many windows are computed at once; at last keeps fewer activations."""
@@ -195,7 +184,7 @@ class Learner:
             self.fit({RECOMPUTED: True})
             log("memory    full: activations are computed twice from now on, in place of kept")
         elif num_tries == MOST_TRIES:  # another program may have needed it for a moment
-            raise OutOfRoomError(OUT_OF_ROOM)
+            raise OutOfRoomError(NO_ROOM)
 
     def fit(self, memory: dict[str, Any]) -> None:
         """Takes over how a run has come to fit into the memory."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -9,33 +10,49 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import psutil
 import pytest
 import torch
+from parallel_life import lead, rows_and_model
+from test_notebook import SNIPPET
 from tiny_run import canonical, prepare, train_quickly
+from torch.nn import functional as F
 
 import train
+from reports import plot
 from storage import checkpoint, run_folder, sharded
 from system.errors import CheckpointError, ProcessesError
 
 TESTS = Path(train.__file__).parent / "tests"
-CHANGES = {"num_epochs": 9, "patience": 0}  # with dropout
-FULL = [
-    {"do": f"full in {place}", "ranks": [rank], "step": step}
-    for place, rank, step in (
-        ("forward", 1, 3),
-        ("backward", 0, 5),
-        ("backward", 1, 9),
-        ("evaluation", 0, 11),
-        ("backward", 1, 30),
-    )
-]
-FILE = "alone/model_checkpoint_step_51.pt"
-PARTS = "fsdp 2/model_checkpoint_step_51.sharded"
-STEPS = [Path(f"model_checkpoint_step_{step}.sharded") for step in (54, 51)]
-SECONDS = 120  # that any start may take on a busy machine
+CHANGES = {"num_epochs": 17, "patience": 0, "eval_freq": 8, "save_freq": 9}  # with dropout
+SHORT = {**CHANGES, "num_epochs": 4, "eval_freq": 2}
+NUM_STEPS = 102
+FILE = "alone/model_checkpoint_step_99.pt"
+PARTS = "fsdp 2/model_checkpoint_step_99.sharded"
+STEPS = [Path(f"model_checkpoint_step_{step}.sharded") for step in (102, 99)]
+PIECES = [(8, 8), (8, 2), (7, 3), (5, 2), (1, 1)]  # rows, and how many of them at once
+SECONDS = 280  # that any start may take on a busy machine
+
+
+def faults_of_memory(seed: int) -> list[dict]:
+    """Lacks of memory at 20 random steps of 24, in random processes and parts of the model."""
+    draw = random.Random(seed)
+    parts = ["input_embedding.embedding", "positional_encoding.dropout", "loss"]
+    parts += [f"blocks.0.{name}" for name in ("attention", "feed_forward.expand", "attention_norm")]
+    return [
+        {
+            "do": "full",
+            "how": {
+                "when": draw.choice(["forward", "backward", "evaluation"]),
+                "part": draw.choice(parts),
+            },
+            "ranks": draw.choice([[0], [1], [0, 1]]),
+            "step": step,
+        }
+        for step in draw.sample(range(24), 20)
+    ]
 
 
 class End(NamedTuple):
@@ -107,10 +124,14 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with runs by 1, 2 and 4 processes, one killed among them."""
     here, home = Path.cwd(), tmp_path_factory.mktemp("a team, äöü")
     prepare(home)
-    killed = {"output_dir": "killed", "faults": [{"do": "kill", "ranks": [0, 1], "step": 20}]}
-    muon = {"optimizer": "muon", "num_epochs": 2}
-    alone = {"output_dir": "alone"}, {"output_dir": "muon alone", **muon}
-    assert launch(0, *alone).code == 0
+    killed = {"output_dir": "killed", "faults": [{"do": "kill", "ranks": [0, 1], "step": 80}]}
+    muon = {**CHANGES, "optimizer": "muon", "num_epochs": 2}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plot, "plot_history", lambda path, history: None)
+        lead(**CHANGES, output_dir="alone")
+        lead(**muon, output_dir="muon alone")
+        lead(**SHORT, output_dir="short")
+        lead(**SHORT, output_dir="apart", mask_documents=True)
     assert launch(2, killed).code != 0
     for name in ("killed 2", "killed 4"):
         shutil.copytree("killed", name)
@@ -118,9 +139,18 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"output_dir": "ddp 2"},
         {"output_dir": "fsdp 2", "parallel": "fsdp"},
         {"output_dir": "killed 2", "resume": True},
-        {"output_dir": "full 2", "faults": FULL},
         {"output_dir": "muon ddp 2", **muon},
         {"output_dir": "muon fsdp 2", **muon, "parallel": "fsdp"},
+    ]
+    for name, changes in (("full", {}), ("apart", {"mask_documents": True})):
+        twos += [
+            {**SHORT, "output_dir": f"{name} ddp", **changes, "faults": faults_of_memory(0)},
+            {**SHORT, "output_dir": f"{name} fsdp", **changes, "faults": faults_of_memory(1)},
+        ]
+        twos[-1]["parallel"] = "fsdp"
+    twos += [
+        {"gradients": {"path": f"gradients of {way}.pt", "parallel": way, "cases": PIECES}}
+        for way in ("ddp", "fsdp")
     ]
     fours = [
         {"output_dir": "ddp 4"},
@@ -137,7 +167,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", ["ddp 2", "fsdp 2", "ddp 4"])
 def test_any_number_of_processes_takes_the_same_rows_to_the_same_curve(home, name):
-    assert len(rows_of(home / "alone")) == 54
+    assert len(rows_of(home / "alone")) == NUM_STEPS
     assert rows_of(home / name) == rows_of(home / "alone")
     check_same_curve(home / name, home / "alone")
 
@@ -164,11 +194,37 @@ def test_what_several_have_saved_in_parts_goes_on_alone(home, place, monkeypatch
     check_same_curve(home / "from parts 1", home / "alone")
 
 
-def test_memory_that_runs_out_in_any_process_changes_no_weight(home):
-    """Four of the steps meet torch's own error; the pieces get smaller, then recomputed."""
-    check_same_curve(home / "full 2", home / "alone", atol=1e-6)
-    memory = checkpoint.load(home / "full 2" / "model_checkpoint_step_54.pt")["memory"]
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_memory_that_runs_out_at_random_places_changes_no_weight(home, way):
+    """Each time torch's own error is met; the pieces get smaller, then recomputed."""
+    check_same_curve(home / f"full {way}", home / "short", atol=1e-6)
+    memory = run_folder.newest_intact(home / f"full {way}")[1]["memory"]
     assert memory == {"piece_size": 1, "evaluation_size": 1, "checkpoint_activations": True}
+
+
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_several_read_each_document_alone_as_one_does(home, way):
+    check_same_curve(home / f"apart {way}", home / "apart")
+    losses = [state_of(home / name)["history"]["train_losses"] for name in ("apart", "short")]
+    assert not torch.allclose(*losses, rtol=1e-5)
+
+
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_however_the_rows_are_divided_their_gradients_are_those_of_the_batch(home, way):
+    found = torch.load(home / f"gradients of {way}.pt")
+    for (num_rows, _), gradients in zip(PIECES, found, strict=True):
+        (inputs, targets, seeds), model = rows_and_model(num_rows)
+        logits = model.head(model.hidden_states(inputs, seeds=seeds))
+        F.cross_entropy(logits.flatten(0, 1), targets.flatten()).backward()
+        expected = {name: parameter.grad for name, parameter in model.named_parameters()}
+        torch.testing.assert_close(gradients, expected, rtol=0, atol=1e-6)
+
+
+def test_the_notebook_snippet_runs_on_what_spread_weights_have_ended_in(home, monkeypatch):
+    monkeypatch.chdir(home / "fsdp 2")
+    exec(SNIPPET, cells := {})
+    expected = state_of(home / "alone")["model_state_dict"]
+    torch.testing.assert_close(dict(cells["model"].state_dict()), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -189,8 +245,8 @@ def test_a_damaged_part_is_named_and_the_checkpoint_before_it_goes_on(home, tmp_
     with pytest.raises(CheckpointError, match=said):
         sharded.load(steps[0])
     path, state, skipped = run_folder.newest_intact(tmp_path)
-    assert (path, state["step"]) == (steps[1], 51)
-    assert len(skipped) == 1
+    assert (path, state["step"]) == (steps[1], 99)
+    assert len(skipped) <= 1  # with the state of the older one it is as old
 
 
 def flip_a_bit(path: Path) -> None:
@@ -199,14 +255,15 @@ def flip_a_bit(path: Path) -> None:
     path.write_bytes(content)
 
 
-def ended(folder: Path, do: str, ranks: list[int], **environment: str) -> End:
+def ended(folder: Path, do: str, ranks: list[int], *, parallel: str = "ddp", **more: Any) -> End:
     """How two processes end if one of them meets the fault ahead of update 7."""
-    fault = {"do": do, "ranks": ranks, "step": 7}
-    end = launch(2, {"output_dir": "run", "faults": [fault]}, **environment)
+    fault = {"do": do, "ranks": ranks, "step": 7, "how": more.pop("how", {})}
+    changes = {"output_dir": "run", "save_freq": 3, "parallel": parallel, "faults": [fault]}
+    end = launch(2, changes, **more)
     assert end.code != 0
     assert len(end.lines) == 1, end.stderr[-3000:]
-    steps = [checkpoint.load(path)["step"] for path in (folder / "run").glob("*step*.pt")]
-    assert sorted(steps)[-1] == (8 if "signal" in do else 6)
+    steps = [sharded.glance(path)[1] for path in (folder / "run").glob("*_step_*")]
+    assert max(steps) == (8 if "signal" in do else 6)
     return end
 
 
@@ -246,20 +303,36 @@ def test_a_nan_in_one_process_ends_all_alike(place):
 
 
 @pytest.mark.slow
+def test_memory_that_runs_out_in_an_exchange_of_weights_ends_all(place):
+    end = ended(place, "full", [1], parallel="fsdp", how={"when": "forward", "part": "blocks.0"})
+    assert end.lines[0].startswith("error: out of memory with one window at a time")
+    assert end.lines[0].endswith("then --resume (process 1 of 2)")
+    assert "exitcode  : 8" in end.stderr
+
+
+@pytest.mark.slow
+def test_several_compiled_processes_read_each_document_alone_as_one_does(home, place):
+    end = launch(2, {**SHORT, "output_dir": "run", "mask_documents": True, "compile": "on"})
+    assert end.code == 0, end.stderr[-3000:]
+    assert "not compiled" not in end.stderr
+    check_same_curve(place / "run", home / "apart")
+
+
+@pytest.mark.slow
 def test_a_launcher_that_starts_again_goes_on_from_the_newest_checkpoint(home, place):
     fault = {"do": "kill", "ranks": [1], "step": 20, "only_first": True}
     training = {"output_dir": "run", "resume": True, "faults": [fault]}
     end = launch(2, training, options=("--max-restarts=2",))
     assert end.code == 0, end.stderr[-3000:]
     assert "no checkpoint is there yet: the run starts from its beginning" in end.stdout
-    assert "resumed   run/model_checkpoint_step_18.pt at step 18 of 54" in end.stdout
+    assert "resumed   run/model_checkpoint_step_18.pt at step 18 of 102" in end.stdout
     check_same_curve(place / "run", home / "alone")
 
 
 def test_processes_that_differ_are_named_before_the_first_step(place):
     end = launch(2, {"output_dir": "run", "of_rank": [{}, {"eval_freq": 5}]})
     assert end.lines == [
-        "error: the processes differ (eval_freq is 5 in process 1, 4 in process 0): start all of "
+        "error: the processes differ (eval_freq is 5 in process 1, 8 in process 0): start all of "
         "them with the same command, code and files"
     ]
     assert "exitcode  : 9" in end.stderr
