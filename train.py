@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from system.files import make_folder, only_writer, sweep_parts
-from system.process import Stopped, StopSignals, log, run_command
+from system.process import Stopped, StopSignals, log, run_command, warn
 from training.parallel import joined
 from training.processes import Processes
 from training.wanted import options_from, wanted
@@ -35,10 +35,13 @@ config = {
     "batch_size": 8,  # windows in memory at once; lower it when memory runs out
     "grad_accum_steps": 1,  # batches per update: 8 x 4 learns as 32 x 1 does
     "num_epochs": 5,  # times that every training window is shown
+    "max_steps": 0,  # updates that end a run, if nothing else has; 0: any number
+    "max_tokens": 0,  # the same in tokens shown; 0: any number
+    "max_minutes": 0,  # time for all of it: epochs repeat till then; 0: any
     "optimizer": "adamw",  # adamw, or muon, which learns more from a step
     "learning_rate": 3e-4,  # the highest rate; larger models want less
-    "lr_schedule": "decay",  # constant, cosine or decay (falls in the last fifth)
-    "lr_min_ratio": 0.1,  # cosine and decay end at this share of learning_rate
+    "lr_schedule": "decay",  # constant, cosine, linear, or decay in the last fifth
+    "lr_min_ratio": 0.1,  # a rate that falls ends at this share of learning_rate
     "warmup_steps": 0,  # updates in which the rate rises to learning_rate
     "weight_decay": 0.1,  # pull of the matrices towards 0
     "max_grad_norm": 1.0,  # longer gradients are cut to this length
@@ -84,7 +87,6 @@ def train(config: dict[str, Any], options: dict[str, Any] | None = None) -> Path
 
 def train_in(team: Processes, config: dict[str, Any], options: dict[str, Any]) -> Path:
     """Trains with all the processes of the team."""
-    start = time.monotonic()
     constants = {"use_pretrained": USE_PRETRAINED, "model_name": MODEL_NAME}
     asked = wanted({**constants, **config}, options)
     make_folder(asked.folder)
@@ -103,12 +105,14 @@ def train_in(team: Processes, config: dict[str, Any], options: dict[str, Any]) -
                 train_to_the_end(run, signals)
         except Stopped as stopped:
             raise Stopped(stopped.number, store.leave(run)) from None
+        if run.step == 0:
+            warn(f"there was no time for an update: raise {run.progress.limit}")
         path = store.save_final(run)
         team.part()
         signals.part()
         with signals.interruptible():
             run.compare_strategies(path)
-        log(last_line(run, path, minutes=(time.monotonic() - start) / 60))
+        log(last_line(run, path))
         return path
 
 
@@ -116,7 +120,7 @@ def train_to_the_end(run: "Run", signals: StopSignals) -> None:
     """The training loop; a signal is waited for, so that every update is whole."""
     from training import store
 
-    with tqdm(total=run.num_steps, initial=run.step, unit="step", disable=None) as bar:
+    with tqdm(initial=run.step, unit="step", disable=None) as bar:
         while True:
             if run.is_evaluation_due():
                 evaluate(run, signals)
@@ -126,6 +130,7 @@ def train_to_the_end(run: "Run", signals: StopSignals) -> None:
                 return
             signals.check()
             run.update()
+            bar.total = run.progress.expected_steps(run.step)
             bar.update()
             bar.set_postfix_str(run.pace)
 
@@ -134,14 +139,17 @@ def evaluate(run: "Run", signals: StopSignals) -> None:
     """Shows where the run stands. Measuring may be interrupted, recording may not."""
     from training import store
 
-    with signals.interruptible():
-        loss, sample = run.measure()
-    run.record(loss)
-    store.keep_if_best(run)
-    run.report(sample)
+    with run.progress.timed("evaluation"):
+        with signals.interruptible():
+            loss, sample = run.measure()
+        run.record(loss)
+        store.keep_if_best(run)
+        run.report(sample)
+    run.progress.read()
 
 
-def last_line(run: "Run", path: Path, *, minutes: float) -> str:
+def last_line(run: "Run", path: Path) -> str:
+    minutes = (time.monotonic() - run.progress.began) / 60
     best = run.history.best
     place = "" if path == Path(path.name) else f" --checkpoint {shlex.quote(str(path))}"
     prompt = shlex.quote(run.config["sample_prompt"] or "Once upon a time")

@@ -65,16 +65,21 @@ class History:
         return len(self.evaluations) - 1 - self.evaluations.index(self.best)
 
     def report(self) -> str:
-        """The latest evaluation and the mean training loss since the one before, in one line."""
+        """The latest evaluation and the mean training loss since the one before, in one line.
+
+        The gap between them grows as soon as the model learns its text by heart.
+        """
         latest = self.evaluations[-1]
         since = self.evaluations[-2].step if len(self.evaluations) > 1 else 0
         losses = self.train_losses[since:]
         train_loss = f"{np.mean(losses):.3f}" if losses else "  -  "
+        gap = f"  gap {latest.loss - np.mean(losses):.3f}" if losses else ""
         others = ", ".join(f"{name} {bits:.2f}" for name, bits in self.baselines.items())
         return (
             f"step {latest.step:>6,}  train {train_loss}  val {latest.loss:.3f}  "
             f"ppl {latest.perplexity:,.1f}  bits/byte {latest.bits_per_byte:.3f}"
             + (f" ({others})" if others else "")
+            + gap
             + (f"  {self.num_skipped} skipped" if self.num_skipped else "")
         )
 

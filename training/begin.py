@@ -26,6 +26,7 @@ from training.description import as_text, environment, rows_about
 from training.estimate import table as estimate_table
 from training.learner import Learner
 from training.processes import ALONE, Processes
+from training.progress import last_step
 from training.run import Run
 from training.settings import FIXED, FREE, KEYS, ORDERED
 from training.wanted import Wanted, check, shown
@@ -75,7 +76,7 @@ def estimate(wanted: Wanted, team: Processes = ALONE) -> str:
 def begin(wanted: Wanted, team: Processes = ALONE) -> Run:
     """A run that is ready for its next update; what it consists of is said line by line."""
     start, corpus, machine = prepared(wanted, team)
-    run = assembled(start, corpus, machine, wanted.script, team)
+    run = assembled(start, corpus, machine, wanted, team)
     rows = rows_about(run)
     run.about = {"environment": environment(run), "about": rows, "facts": run.corpus.facts}
     log(as_text(rows))
@@ -83,10 +84,11 @@ def begin(wanted: Wanted, team: Processes = ALONE) -> Run:
     if start.path:
         go_on(run, start)
     else:
-        if run.config["warmup_steps"] > run.num_steps:
+        num_steps = run.progress.last_step
+        if run.config["warmup_steps"] > num_steps:
             raise ConfigError(
                 f"config: warmup_steps={run.config['warmup_steps']} is more than the run's "
-                f"{run.num_steps} steps (num_epochs x batches): try {run.num_steps // 10}"
+                f"{num_steps} steps ({run.progress.limit}): try {num_steps // 10}"
             )
         make_way(run)
     if team.is_first:
@@ -95,7 +97,7 @@ def begin(wanted: Wanted, team: Processes = ALONE) -> Run:
 
 
 def assembled(
-    start: Start, corpus: Corpus, machine: Machine, script: dict[str, Any], team: Processes
+    start: Start, corpus: Corpus, machine: Machine, wanted: Wanted, team: Processes
 ) -> Run:
     """A run as it starts, before it has said or written anything."""
     config = start.config
@@ -108,7 +110,9 @@ def assembled(
     if config["mask_documents"]:
         separator = int(corpus.vocabulary.row_of_token[END_OF_TEXT_ID])
     learner = Learner(model, machine, config, num_shared=num_shared, separator=separator, team=team)
-    return Run(config, {**script, "resume": False}, corpus, learner)
+    run = Run(config, {**wanted.script, "resume": False}, corpus, learner)
+    run.progress.began = wanted.began
+    return run
 
 
 def first_or_next_start(wanted: Wanted, team: Processes) -> Start:
@@ -248,8 +252,7 @@ def check_changes(path: Path, old: dict[str, Any], new: dict[str, Any]) -> str:
 def check_same_order(start: Start, corpus: Corpus) -> None:
     """Raises unless the next updates, if any, show what the checkpoint's run would have shown."""
     state, path = start.state, start.path
-    num_steps = start.config["num_epochs"] * corpus.batches.num_per_epoch
-    if start.reordered and state["step"] < num_steps:
+    if start.reordered and state["step"] < last_step(start.config, corpus.batches):
         raise ConfigError(
             f"the run could not go on as it was ({path}: {start.reordered}): "
             "set it back to resume, or start a new run"
@@ -280,9 +283,10 @@ def go_on(run: Run, start: Start) -> None:
     path = start.path
     has_moments = not start.reordered and start.state["text_sha256"] == run.corpus.text_sha256
     store.restore(run, path, start.state, has_moments=has_moments)
-    log(f"resumed   {path} at step {run.step:,} of {run.num_steps:,}")
+    run.progress.read()
+    log(f"resumed   {path} at {run.progress.place(run.step)}")
     if run.is_over():
-        log("          that is the end: raise num_epochs to train on")
+        log(f"          that is the end: raise {run.progress.limit} to train on")
     run.id = run.team.gather(uuid.uuid4().hex)[0] if start.is_branch else run.id
     if start.is_branch:
         best = store.best_state(run, path.parent)

@@ -12,6 +12,7 @@ from storage import run_folder
 from system.errors import OutOfRoomError, OutputError
 from tokenizer import END_OF_TEXT_ID
 from training.optim import OPTIMIZERS
+from training.progress import last_step
 
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -72,8 +73,8 @@ def check_disk(config: dict[str, Any], corpus: Corpus, *, run_id: str | None) ->
     folder = Path(config["output_dir"])
     model = 4 * num_parameters(config, END_OF_TEXT_ID + 1)
     moments = moments_of(config, num_parameters(config, corpus.vocabulary.size))
-    num_steps = config["num_epochs"] * corpus.batches.num_per_epoch
-    num_kept = min(config["keep_checkpoints"], -(-num_steps // config["save_freq"]))
+    num_saved = -(-last_step(config, corpus.batches) // config["save_freq"])
+    num_kept = min(config["keep_checkpoints"], num_saved)
     needed = (model + moments) * (num_kept + 1) + 2 * model
     own = run_folder.of_run(folder, run_id) if run_id else []
     available = shutil.disk_usage(folder).free + sum(path.stat().st_size for path in own)

@@ -18,6 +18,7 @@ from training.run import SAMPLING, Run
 
 Rows = list[tuple[str, str]]  # a name, and one or more lines about it
 MAX_LINES = 12  # at the start of a run, for which notes are left out; `python data.py` shows all
+MOST_SECONDS = 1e9  # a run may have no limit but its time
 UNITS = {"days": 86_400, "hours": 3600, "minutes": 60, "s": 1}
 
 
@@ -30,11 +31,13 @@ def rows_about(run: Run) -> Rows:
     num_rows, machine = run.corpus.vocabulary.size, run.learner.machine
     peak = peak_of(config, num_rows, machine, run.team.size)
     facts = {**run.corpus.facts, "parameters": num_parameters(config, num_rows)}
+    limit, last_step = run.progress.seconds, run.progress.last_step
+    num_steps = min(last_step, round(min(limit, MOST_SECONDS) / seconds))
     training = (
-        f"{run.num_steps:,} steps, {batches.num_per_epoch:,} an epoch, of {batches.batch_size} "
-        f"windows of {config['seq_len']} tokens\n"
-        f"about {in_time(seconds)} a step here, {in_time(seconds * run.num_steps)} in all, and "
-        f"{peak / 1e9:.1f} GB of memory"
+        f"{'about ' * (num_steps < last_step)}{num_steps:,} steps, {batches.num_per_epoch:,} an "
+        f"epoch, of {batches.batch_size} windows of {config['seq_len']} tokens\n"
+        f"about {in_time(seconds)} a step here, {in_time(min(limit, seconds * last_step))} in all, "
+        f"and {peak / 1e9:.1f} GB of memory"
     )
     return [
         ("device", f"{run.team}{machine}"),

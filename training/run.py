@@ -28,6 +28,7 @@ from system.process import log, only_warn
 from tokenizer import GPT2Tokenizer
 from training.learner import Learner, dropout_seeds
 from training.memory import only_out_of_memory
+from training.progress import Progress
 from training.schedule import learning_rate_at
 
 BASELINES_SECONDS = 1.0  # that a report waits for them: on a large text the first has none
@@ -49,7 +50,7 @@ class Run:
         self.corpus, self.learner, self.team = corpus, learner, learner.team
         self.folder = Path(config["output_dir"])
         self.tokenizer = GPT2Tokenizer()
-        self.num_steps = config["num_epochs"] * corpus.batches.num_per_epoch
+        self.progress = Progress(config, corpus.batches, self.team)
         self.val_rows = learner.machine.place(corpus.vocabulary.compact(corpus.val_ids))
         self.id = self.team.gather(uuid.uuid4().hex)[0]
         self.step = 0
@@ -75,15 +76,22 @@ class Run:
 
     def learning_rate(self, step: int) -> float:
         names = ("learning_rate", "warmup_steps", "lr_schedule", "lr_min_ratio")
-        return learning_rate_at(step, self.num_steps, **{name: self.config[name] for name in names})
+        given = {name: self.config[name] for name in names}
+        return learning_rate_at(step, self.share(step), **given)
+
+    def share(self, step: int) -> float:
+        """How much of the schedule is done at the step."""
+        return self.progress.at(step, warmup_steps=self.config["warmup_steps"])
 
     def update(self) -> None:
         """Makes one update of the weights: batch number `step` at the rate of that step."""
+        self.progress.start()
         rate = self.learning_rate(self.step)
         inputs, targets = self.next_batch()
         seeds = dropout_seeds(self.config["seed"], self.step, len(inputs))
         try:
-            record = self.learner.update(inputs, targets, learning_rate=rate, seeds=seeds)
+            with self.progress.timed("update"):
+                record = self.learner.update(inputs, targets, learning_rate=rate, seeds=seeds)
         except NonFiniteError as error:
             text = self.tokenizer.decode(self.corpus.batches[self.step][0][0].tolist())[:60]
             raise NonFiniteError(
@@ -94,6 +102,7 @@ class Run:
         self.history.add(record)
         self.recent.append(record)
         self.pace = pace_of(self.recent)
+        self.progress.read()
         if self.step % LOG_FREQ == 0 and not self.is_evaluation_due():
             self.tell()
 
@@ -112,7 +121,7 @@ class Run:
     def is_evaluation_due(self) -> bool:
         is_regular = self.step % self.config["eval_freq"] == 0
         is_epoch_end = self.step % self.corpus.batches.num_per_epoch == 0
-        is_due = is_regular or is_epoch_end or self.step >= self.num_steps
+        is_due = is_regular or is_epoch_end or self.progress.is_over(self.step)
         return is_due and self.step not in [done.step for done in self.history.evaluations]
 
     def is_save_due(self) -> bool:
@@ -122,7 +131,7 @@ class Run:
     def is_over(self) -> bool:
         patience = self.config["patience"]
         is_stuck = 0 < patience <= self.history.num_evaluations_since_best
-        return self.step >= self.num_steps or is_stuck
+        return self.progress.is_over(self.step) or is_stuck
 
     def measure(self) -> tuple[float, str]:
         """The validation loss in nats a token, and a sample of what the model writes by now."""
@@ -173,7 +182,12 @@ class Run:
 
     def head(self) -> dict[str, Any]:
         """What the run is, for the files that record it."""
-        return {"run_id": self.id, "num_steps": self.num_steps, "config": self.config, **self.about}
+        return {
+            "run_id": self.id,
+            "num_steps": self.progress.expected_steps(self.step),
+            "config": self.config,
+            **self.about,
+        }
 
     def full_weights(self) -> dict[str, Tensor]:
         """The model's weights with a row for every token of the vocabulary."""
@@ -182,9 +196,13 @@ class Run:
         return {**weights, checkpoint.EMBEDDING: table}
 
     def compare_strategies(self, path: Path) -> None:
-        """Shows what each way of sampling makes of the final model, beside held-out text."""
+        """Shows what each way of sampling makes of the final model, beside held-out text.
+
+        Not where the time is limited: `generate.py --compare` does it later.
+        """
         prompt, length = self.config["sample_prompt"], self.config["sample_tokens"]
-        if length and self.team.is_first:
+        has_time = not self.config["max_minutes"]  # it takes as long as many updates
+        if length and self.team.is_first and has_time:
             model = prepared(checkpoint.load_model(path), device=self.learner.machine.device)
             comparison = compare_settings(
                 TextGenerator(model, self.tokenizer),

@@ -37,6 +37,7 @@ def about(run: Run) -> dict[str, Any]:
         "order": run.corpus.batches.order,
         "tokenizer_sha256": TABLE_SHA256,
         "history": run.history.state_dict(),
+        "time": run.progress.state_dict(),
     }
 
 
@@ -101,7 +102,8 @@ def keep_if_best(run: Run) -> None:
     """Writes the model down if its evaluation, the latest, is the best so far."""
     if run.history.best is run.history.evaluations[-1]:
         state = model_state(run)
-        with only_warn(f"no {checkpoint.BEST_NAME} of step {run.step}"):
+        said = f"no {checkpoint.BEST_NAME} of step {run.step}"
+        with only_warn(said), run.progress.timed("write"):
             if run.team.is_first:
                 checkpoint.save(run.folder / checkpoint.BEST_NAME, state)
 
@@ -172,6 +174,7 @@ def restore(run: Run, path: Path, state: dict[str, Any], *, has_moments: bool) -
         run.history = History.from_state_dict(state["history"])
         run.step = run.saved_step = run.told_step = state["step"]
         run.saved_path = path
+        run.progress.load_state_dict(state.get("time", {}))
         run.learner.fit(state.get(MEMORY, {}))
         if not run.history.evaluations or len(run.history.train_losses) != run.step:
             raise ValueError("its history is not that of its step")

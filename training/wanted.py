@@ -4,8 +4,9 @@ import argparse
 import difflib
 import os
 import reprlib
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,14 @@ from training.settings import DEFAULTS, KEYS
 
 @dataclass(frozen=True)
 class Wanted:
-    """A config as its two authors wrote it: the dict, complete, and the options given beside it."""
+    """A config as its two authors wrote it: the dict, complete, and the options given beside it.
+
+    It `began` when it was checked; what minutes there are, count from then.
+    """
 
     script: dict[str, Any]
     options: dict[str, Any]
+    began: float = field(default_factory=lambda: time.monotonic(), compare=False)
 
     @property
     def config(self) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """How weights are updated: groups, the first AdamW step by hand, the table of learning rates."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,10 @@ from training.optim import (
     parameter_groups,
     set_learning_rate,
 )
+from training.processes import ALONE
+from training.progress import Progress
 from training.schedule import learning_rate_at
+from training.settings import DEFAULTS
 
 COSINE = [1.0, 0.8681980515, 0.55, 0.2318019485, 0.1]  # 0.1 + 0.9 (1 + cos(pi i / 4)) / 2
 DECAY = [1.0] * 9 + [0.55, 0.1]  # of eleven steps the last two lie in the last fifth
@@ -24,6 +28,7 @@ TABLE = {
     "cosine with warm-up": (["cosine", 2], [0.5, 1.0, *COSINE]),
     "decay": (["decay", 0], DECAY),
     "decay with warm-up": (["decay", 4], [0.25, 0.5, 0.75, 1.0, *DECAY]),
+    "linear": (["linear", 0], [1.0, 0.775, 0.55, 0.325, 0.1]),
     "nothing but warm-up": (["cosine", 2], [0.5, 1.0]),
     "one step": (["cosine", 0], [1.0]),
 }
@@ -43,13 +48,20 @@ def test_frozen_parameters_are_in_no_group(model):
     assert len(ids) == len(list(model.parameters())) - 1
 
 
+def progress_of(num_steps: int) -> Progress:
+    """That of a run of so many updates."""
+    batches = SimpleNamespace(dataset=range(num_steps), batch_size=1, num_per_epoch=num_steps)
+    return Progress({**DEFAULTS, "num_epochs": 1}, batches, ALONE)
+
+
 @pytest.mark.parametrize(("settings", "expected"), TABLE.values(), ids=TABLE)
 def test_learning_rates_are_those_of_the_table(settings, expected):
     schedule, warmup_steps = settings
+    progress = progress_of(len(expected))
     rates = [
         learning_rate_at(
             step,
-            len(expected),
+            progress.at(step, warmup_steps=warmup_steps),
             learning_rate=3e-4,
             warmup_steps=warmup_steps,
             lr_schedule=schedule,
@@ -60,11 +72,14 @@ def test_learning_rates_are_those_of_the_table(settings, expected):
     assert rates == pytest.approx([3e-4 * ratio for ratio in expected], rel=1e-9)  # ten digits
 
 
-@pytest.mark.parametrize(("schedule", "last"), [("constant", 1.0), ("cosine", 0.0), ("decay", 0.0)])
+@pytest.mark.parametrize(
+    ("schedule", "last"), [("constant", 1), ("cosine", 0), ("decay", 0), ("linear", 0)]
+)
 def test_the_rate_after_the_last_step_stays_where_it_ended(schedule, last):
     for step in (99, 100, 1000):
+        progress = progress_of(100).at(step, warmup_steps=0)
         rate = learning_rate_at(
-            step, 100, learning_rate=1.0, lr_schedule=schedule, lr_min_ratio=0.0
+            step, progress, learning_rate=1.0, lr_schedule=schedule, lr_min_ratio=0.0
         )
         assert rate == pytest.approx(last)
 

@@ -1,0 +1,110 @@
+"""How far a run is on its way, from 0 at its first update to 1 at its last: by steps or by time."""
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from corpus.order import Batches
+from training.processes import Processes
+
+EXIT_SECONDS = 0.5  # that Python takes to end
+WRITES_AT_THE_END = 3  # of the model: the final one, and a checkpoint, which is as large as two
+PARTS = 1 << 40  # the processes agree on a share as on so many of these
+
+
+def limits_of(config: dict[str, Any], batches: Batches) -> dict[str, float]:
+    """The step at which each limit is reached, inf for one that is not set.
+
+    With `max_minutes` the epochs repeat, so that `num_epochs` is none.
+    """
+    num_windows = -(-config["max_tokens"] // config["seq_len"])
+    num_epochs, rest = divmod(num_windows, len(batches.dataset))
+    steps = {
+        "num_epochs": 0 if config["max_minutes"] else config["num_epochs"] * batches.num_per_epoch,
+        "max_steps": config["max_steps"],
+        "max_tokens": num_epochs * batches.num_per_epoch + -(-rest // batches.batch_size),
+    }
+    return {key: step or math.inf for key, step in steps.items()}
+
+
+def last_step(config: dict[str, Any], batches: Batches) -> float:
+    """The step at which the nearest of the limits is reached, inf where time alone is one."""
+    return min(limits_of(config, batches).values())
+
+
+class Progress:
+    """The limits of a run and where it stands between them.
+
+    Time is the first process's. What the end will take is taken from what the latest update,
+    evaluation and write took, so that the rate has reached its end by then.
+    """
+
+    def __init__(self, config: dict[str, Any], batches: Batches, team: Processes) -> None:
+        self.limits, self.team, self.began = limits_of(config, batches), team, time.monotonic()
+        self.last_step = min(self.limits.values())
+        self.seconds = 60 * config["max_minutes"] or math.inf
+        self.used_before = 0.0  # in earlier sessions of the run
+        self.used = 0.0  # by now, with what comes before the first update
+        self.first: float | None = None  # what was used when the first update began
+        self.share = 0.0  # of the time for updates
+        self.costs = dict.fromkeys(("update", "evaluation", "write"), 0.0)  # seconds of the latest
+
+    @contextmanager
+    def timed(self, cost: str) -> Iterator[None]:
+        """Takes down what happens inside as what it costs."""
+        start = time.monotonic()
+        yield
+        self.costs[cost] = time.monotonic() - start
+
+    def read(self) -> None:
+        """Looks at the clock, the same one for all processes."""
+        if math.isinf(self.seconds):
+            return
+        self.used = self.used_before + time.monotonic() - self.began
+        at_the_end = sum(self.costs.values()) + (WRITES_AT_THE_END - 1) * self.costs["write"]
+        first = self.used if self.first is None else self.first
+        whole = self.seconds - EXIT_SECONDS - at_the_end - first
+        share = 1.0 if self.used - first >= whole else (self.used - first) / whole
+        self.share = self.team.highest(round(share * PARTS) * self.team.is_first) / PARTS
+
+    def start(self) -> None:
+        """Notes that an update begins; the first one is where progress is 0."""
+        self.first = self.used if self.first is None else self.first
+
+    def is_over(self, step: int) -> bool:
+        """Whether no update may follow after so many."""
+        return step >= self.last_step or self.share >= 1
+
+    @property
+    def limit(self) -> str:
+        """The key of the nearest limit."""
+        return "max_minutes" if self.share >= 1 else min(self.limits, key=self.limits.get)
+
+    def place(self, step: int) -> str:
+        """Where a run is that has made so many updates, in words."""
+        of_steps = "" if math.isinf(self.last_step) else f" of {self.last_step:,}"
+        minutes = f", {self.used_before / 60:.1f} of {self.seconds / 60:g} minutes used"
+        return f"step {step:,}{of_steps}" + minutes * math.isfinite(self.seconds)
+
+    def expected_steps(self, step: int) -> int | None:
+        """How many updates the run will have had, None where that is not known yet."""
+        by_time = step / self.share if self.share > 0 else math.inf
+        nearest = min(self.last_step, by_time)
+        return None if math.isinf(nearest) else round(nearest)
+
+    def at(self, step: int, *, warmup_steps: int) -> float:
+        """Progress in [0, 1] of update number `step`, counted from 0, past the warm-up."""
+        by_steps = (step - warmup_steps) / max(1, self.last_step - 1 - warmup_steps)
+        return min(1.0, max(0.0, by_steps, self.share))
+
+    def state_dict(self) -> dict[str, float]:
+        """The time used, for a checkpoint; a run that is over will have used all of it."""
+        if math.isinf(self.seconds) or self.first is None:
+            return {}
+        return {"used": self.seconds if self.share >= 1 else self.used, "first": self.first}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Goes on with what an earlier session has left of the time."""
+        self.used_before, self.first = state.get("used", 0.0), state.get("first")
