@@ -12,6 +12,7 @@ from statistics import fmean, median
 
 NUM_KNOWN = 3  # tokens that were there before; what followed them then is the guess
 MOST_GUESSES = 4  # of a row in one step
+MOST_ROWS = 2  # with more, the model takes longer for their guesses than those that are right save
 LATE_STEPS = 8  # whose speed counts, with guesses and without
 NEW_TRIAL = 32  # steps after which guesses that did not pay are tried again
 
@@ -28,7 +29,7 @@ class Guesses:
 
     def of(self, rows: Sequence[Sequence[int]], most: int) -> list[list[int]]:
         """Tokens that may follow each row, none where its last ones are new. A step begins."""
-        most = most if self.pay() else 0
+        most = most if len(rows) <= MOST_ROWS and self.pay() else 0
         guessed = [self._chain(row, most) for row in rows]
         self.num_steps += 1
         self._start, self._is_guessed = time.perf_counter(), any(guessed)

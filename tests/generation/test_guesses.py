@@ -27,8 +27,9 @@ def model(request) -> Transformer:
 
 @pytest.fixture
 def always(monkeypatch) -> None:
-    """Guesses in every step, whatever they cost."""
+    """Guesses in every step, whatever they cost and however many rows there are."""
     monkeypatch.setattr(Guesses, "pay", lambda self: True)
+    monkeypatch.setattr(guesses, "MOST_ROWS", 10**9)
 
 
 @pytest.mark.usefixtures("always")
@@ -118,6 +119,15 @@ def test_a_guess_is_what_followed_the_same_tokens_the_last_time_in_any_row():
     assert known.of([[1, 2, 3], [8, 8, 8]], 4) == [[4, 1, 2, 3], [8] * 4]
     assert known.of([[1, 2, 3]], 2) == [[4, 1]]
     assert known.of([[1, 2, 3]], 0) == known.of([[1, 2, 3]], -2) == [[]]
+
+
+@pytest.mark.parametrize("num_rows", [guesses.MOST_ROWS, guesses.MOST_ROWS + 1])
+def test_few_rows_alone_are_guessed(num_rows):
+    known, made = Guesses(rows := [[7] * 9] * num_rows), []
+    for _ in range(2 * LATE_STEPS):
+        made.append(any(known.of(rows, 4)))
+        known.learn(rows, [[7]] * num_rows)
+    assert any(made) == (num_rows <= guesses.MOST_ROWS)
 
 
 @pytest.mark.parametrize(
