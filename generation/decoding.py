@@ -13,12 +13,12 @@ from torch.nn.utils.rnn import pad_sequence
 from generation.cuda_graph import OneTokenStep
 from generation.guesses import MOST_GUESSES, Guesses
 from generation.kv_cache import KeyValueCache, is_cacheable
+from generation.native import cache_dtype
 from generation.sampling import choose
 from generation.settings import Sampling
 from model import Transformer
 
 REPLAYING = {"cuda"}  # devices that can record a step
-LONG_CAPACITY = 256  # tokens from which on a model's own cache, if it has one, is the faster one
 
 
 def window_start(num_tokens: int, seq_len: int) -> int:
@@ -56,11 +56,9 @@ class Context:
         self.cache: KeyValueCache | None = None
         if is_cacheable(model):
             self.capacity = capacity = min(model.seq_len, max(map(len, prompts)) + max_new_tokens)
-            is_long = capacity >= LONG_CAPACITY
-            self.new_cache = (
-                getattr(model, "long_cache", KeyValueCache) if is_long else KeyValueCache
+            self.cache = KeyValueCache(
+                model, len(prompts), capacity, dtype=cache_dtype(model, len(prompts))
             )
-            self.cache = self.new_cache(model, len(prompts), capacity)
             is_replayed = model.device.type in REPLAYING
             self.read_one = OneTokenStep(model, self.cache) if is_replayed else self._next_logits
 
@@ -132,7 +130,8 @@ class Context:
         starts = [windows[row][:-1] for row in behind]
         if any(starts):
             tokens = self._padded(starts)
-            part = self.new_cache(self.model, len(starts), tokens.size(1))
+            kept = self.cache.memory.dtype
+            part = KeyValueCache(self.model, len(starts), tokens.size(1), dtype=kept)
             self.model.hidden_states(tokens, part)
             self.cache.adopt(behind, part)
         for row, start in zip(behind, starts, strict=True):

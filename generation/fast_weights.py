@@ -18,8 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from generation.kv_cache import HalfCache
-from generation.row_sums import RowSums
+from generation.native import NativeLinear, NativeStates, is_plain, library
 from model import Transformer
 from system.choice import Choices, Piece, noise
 from system.errors import ConfigError
@@ -96,9 +95,9 @@ class Wide(nn.Module):
 def repaired_logits(hidden: Tensor, *, output: Linear, table: Tensor) -> Tensor:
     """(..., C) -> (..., V) by a narrow output layer, the highest again by the embedding's table."""
     logits = output(hidden).float()
-    best = logits.topk(min(NUM_REPAIRED, logits.size(-1))).indices  # (..., K)
-    rows = table[best]  # (..., K, C)
-    return logits.scatter(-1, best, (rows @ hidden.float()[..., None])[..., 0])
+    best = logits.topk(min(NUM_REPAIRED, logits.size(-1)), sorted=False).indices  # (..., K)
+    rows = F.embedding(best, table)  # (..., K, C)
+    return logits.scatter_(-1, best, (rows @ hidden.float()[..., None])[..., 0])
 
 
 @torch.no_grad()
@@ -113,10 +112,9 @@ def prepared(
     device = model.device if device is None else torch.device(device)
     if precision == "int8" and device.type != "cpu":
         raise ConfigError(f"int8 weights are for CPUs (device {device}): use bfloat16")
-    result = shared_copy(model, device).eval()
+    result = shared_copy(model, device)
     layout, dtype = fastest_layer(result, TYPES if precision == "auto" else [precision])
-    if layout is with_row_sums:
-        result.long_cache = HalfCache
+    is_native = layout is native and is_plain(result)
 
     def linear(weight: Tensor, bias: Tensor | None) -> Linear:
         if dtype == torch.int8 and weight.size(1) == 1:  # torch multiplies one column wrongly
@@ -137,20 +135,25 @@ def prepared(
             if type(layer) is nn.Linear:
                 fast = linear(layer.weight, layer.bias)
                 setattr(parent, name, fast if layer in among_their_like else Wide(fast))
-    return result
+    if is_native:
+        result.hidden_states = NativeStates(result)
+    return result.eval()  # new layers would be in training, which is looked for at each token
 
 
-def with_row_sums(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> RowSums:
-    """Sums of weighted rows for one row, products for several."""
-    many = {torch.int8: Int8Linear, torch.float16: CastLinear}.get(dtype, PackedLinear)
-    return RowSums(weight, bias, dtype=dtype, many=many(weight, bias, dtype))
+def native(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> NativeLinear:
+    """C++ for few rows, torch's fastest product for more."""
+    if dtype == torch.int8:
+        many = Int8Linear(weight, bias)
+        return NativeLinear(many.weight.T, bias, scales=many.scales, many=many)
+    many = PackedLinear(weight, bias, dtype)
+    return NativeLinear(weight.detach().to(dtype), bias, scales=None, many=many)
 
 
 LAYOUTS: dict[str, list[Layout]] = {  # of each type; the first one works everywhere
-    "float32": [CastLinear, PackedLinear],
-    "bfloat16": [CastLinear, PackedLinear, with_row_sums],
-    "float16": [CastLinear, with_row_sums],
-    "int8": [Int8Linear, with_row_sums],
+    "float32": [CastLinear, PackedLinear, native],
+    "bfloat16": [CastLinear, PackedLinear, native],
+    "float16": [CastLinear],
+    "int8": [Int8Linear, native],
 }
 
 
@@ -178,6 +181,7 @@ def fastest_layer(model: Transformer, names: Sequence[str]) -> tuple[Layout, tor
         f"{name} {layout.__name__}": partial(reading, layout=layout, dtype=getattr(torch, name))
         for name in names
         for layout in LAYOUTS[name]
+        if layout is not native or (model.device.type == "cpu" and library())
     }
     choices = Choices("writing", str(model.device), cases)
     name = choices.of(", ".join(ways), ways, tolerance=NEAR).name

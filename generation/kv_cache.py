@@ -3,14 +3,12 @@
 Shapes: L layers, B batch, H heads, S slots (the capacity), T new tokens, D head size.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from generation.row_sums import COLUMNS, plain_sums
 from model import MultiHeadAttentionBlock, Transformer
 
 
@@ -28,10 +26,18 @@ class KeyValueCache:
     real ones: no row sees a slot beyond its own position, and later tokens overwrite the padding.
     """
 
-    def __init__(self, model: Transformer, batch_size: int, capacity: int) -> None:
+    def __init__(
+        self,
+        model: Transformer,
+        batch_size: int,
+        capacity: int,
+        *,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         pe, H = model.positional_encoding.pe, model.blocks[0].attention.num_heads
         shape = (2, len(model.blocks), batch_size, H, capacity, pe.size(1) // H)
-        self.memory = torch.zeros(shape, device=pe.device, dtype=pe.dtype)  # (2, L, B, H, S, D)
+        memory = torch.zeros(shape, device=pe.device, dtype=dtype or pe.dtype)
+        self.memory = memory  # (2, L, B, H, S, D)
         self.lengths = [0] * batch_size
 
     def adopt(self, rows: Sequence[int], cache: "KeyValueCache") -> None:
@@ -75,70 +81,6 @@ class KeyValueCache:
         filled[:, :, : len(rows)] = filled[:, :, rows]
         self.memory = self.memory[:, :, : len(rows)]
         self.lengths = [self.lengths[row] for row in rows]
-
-
-class HalfCache(KeyValueCache):
-    """The same on a CPU in float16: half as much to read, and attention as sums of weighted rows.
-
-    Keys are (L, G, B, H, D, COLUMNS), G groups of slots: a row is one channel of COLUMNS slots, and
-    the sum of D of them, weighted by a query, is the scores of those slots. Values are (L, B, H,
-    S, D): a sum over the slots, weighted by attention, is what is mixed.
-    """
-
-    def __init__(self, model: Transformer, batch_size: int, capacity: int) -> None:
-        pe, H = model.positional_encoding.pe, model.blocks[0].attention.num_heads
-        G, D = -(-capacity // COLUMNS), pe.size(1) // H
-        keys = len(model.blocks), G, batch_size, H, D, COLUMNS
-        values = len(model.blocks), batch_size, H, G * COLUMNS, D
-        self.keys, self.values = (torch.zeros(shape, dtype=torch.half) for shape in (keys, values))
-        self.lengths = [0] * batch_size
-
-    def adopt(self, rows: Sequence[int], cache: "HalfCache") -> None:
-        """Row `rows[i]` becomes what row i of the other cache, of no more slots, has stored."""
-        self.keys[:, : cache.keys.size(1), rows] = cache.keys
-        self.values[:, rows, :, : cache.values.size(3)] = cache.values
-
-    def select(self, rows: Sequence[int]) -> None:
-        """Row i becomes what row `rows[i]` was."""
-        self.keys, self.values = self.keys[:, :, rows], self.values[:, rows]
-        self.lengths = [self.lengths[row] for row in rows]
-
-    def extend(self, num_tokens: int) -> Tensor:
-        """Positions of the next tokens, (B, T)."""
-        rows = torch.arange(len(self.lengths))[:, None]
-        positions = torch.tensor(self.lengths)[:, None] + torch.arange(num_tokens)
-        self.lengths = [length + num_tokens for length in self.lengths]
-        n, (B, H, S, D) = max(self.lengths), self.values.shape[1:]
-        self._num_seen, self._num_groups = n, -(-n // COLUMNS)
-        self._places = rows, positions, positions // COLUMNS, positions % COLUMNS
-        if n > num_tokens:  # else the new tokens see each other alone
-            self._hidden = torch.arange(n) > positions.T[..., None, None]  # (T, B, 1, n)
-            channels = torch.arange(self._num_groups * B * H * D, dtype=torch.int32)
-            slots = torch.arange(B * H * S, dtype=torch.int32).view(-1, S)[:, :n].flatten()
-            self._of_keys = with_starts(channels.repeat(num_tokens), D)
-            self._of_values = with_starts(slots.repeat(num_tokens), n)
-        return positions
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Stores the new keys and values, then mixes for each token all values up to its own."""
-        B, H, T, D = query.shape
-        keys, values, n, G = self.keys[layer], self.values[layer], self._num_seen, self._num_groups
-        rows, positions, groups, columns = self._places
-        keys[groups, rows, :, :, columns] = key.transpose(1, 2).half()
-        values[rows, :, positions] = value.transpose(1, 2).half()
-        if n == T:
-            return F.scaled_dot_product_attention(query, key, value, is_causal=True)
-        factors = (query * D**-0.5).permute(2, 0, 1, 3).half()[:, None].expand(T, G, B, H, D)
-        scores = plain_sums(keys.view(-1, COLUMNS), *self._of_keys, factors.flatten())
-        scores = scores.view(T, G, B, H, COLUMNS).permute(0, 2, 3, 1, 4).flatten(3)[..., :n].float()
-        weights = scores.masked_fill_(self._hidden, -math.inf).softmax(-1).half()
-        mixed = plain_sums(values.view(-1, D), *self._of_values, weights.flatten())
-        return mixed.view(T, B, H, D).permute(1, 2, 0, 3).to(query.dtype)
-
-
-def with_starts(rows: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
-    """The rows of sums of `num_rows` each, and where each sum begins."""
-    return rows, torch.arange(0, len(rows), num_rows, dtype=torch.int32)
 
 
 class OneTokenCache:

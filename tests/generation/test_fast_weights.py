@@ -147,6 +147,7 @@ def test_a_copy_shares_what_it_does_not_replace_and_leaves_the_model_where_it_is
     narrow = prepared(model, "bfloat16")
     assert narrow.input_embedding.embedding.weight is model.input_embedding.embedding.weight
     assert narrow.final_norm.weight is model.final_norm.weight
+    assert not any(module.training for module in narrow.modules())
     copy = shared_copy(model, torch.device("meta"))
     assert copy.input_embedding.embedding.weight.device.type == "meta"
     assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
