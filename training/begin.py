@@ -62,7 +62,7 @@ def prepared(wanted: Wanted, team: Processes) -> tuple[Start, Corpus, Machine]:
         check_same_order(start, corpus)
     check_same(team, facts_of(start, corpus))
     if not config["estimate"]:
-        capacity.check_memory(config, corpus, place)
+        capacity.check_memory(config, corpus, place, team.size)
     choose = partial(machine_for, {**config, "device": device}, corpus.vocabulary.size)
     return start, corpus, chosen_machine(choose, team, kept=start.state.get("ways"))
 

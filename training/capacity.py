@@ -17,22 +17,27 @@ from training.progress import last_step
 CGROUP = Path("/sys/fs/cgroup")
 
 
-def check_memory(config: dict[str, Any], corpus: Corpus, device: torch.device) -> None:
+def check_memory(
+    config: dict[str, Any], corpus: Corpus, device: torch.device, num_devices: int = 1
+) -> None:
     """OutOfRoomError if the device surely has too little memory; nothing large was made by then."""
     num_weights = num_parameters(config, corpus.vocabulary.size)
     num_tokens = min(config["batch_size"], len(corpus.batches.dataset)) * config["seq_len"]
     per_token = config["num_layers"] * (6 * config["embedding_dim"] + config["ffn_hidden_dim"])
     itemsize = 4 if config["precision"] == "float32" else 2
-    # Weights, gradients, moments and the largest activations: a lower bound on purpose, so that no
-    # run which could work is refused.
-    needed = 8 * num_weights + moments_of(config, num_weights) + num_tokens * per_token * itemsize
+    # A lower bound on purpose, so that no run which could work is refused: weights, gradients and
+    # moments, in parts where they are spread; and the largest activations.
+    states = 8 * num_weights + moments_of(config, num_weights)
+    num_parts = num_devices if config["parallel"] == "fsdp" else 1
+    needed = states // num_parts + num_tokens * per_token * itemsize
     available = available_memory(device)
     if needed > available:
         raise OutOfRoomError(
             f"this model does not fit ({num_weights:,} parameters, "
             f"batch_size={config['batch_size']}: at least {needed / 1e9:,.1f} GB to train, "
-            f"{available / 1e9:,.1f} GB free on {device}): "
-            "lower embedding_dim, num_layers, ffn_hidden_dim, seq_len or batch_size"
+            f"{available / 1e9:,.1f} GB free on {device}): lower embedding_dim, num_layers, "
+            "ffn_hidden_dim, seq_len or batch_size, or spread it over more devices "
+            "(--parallel fsdp)"
         )
 
 

@@ -1,13 +1,17 @@
 """What training takes is said before it starts, and is near what it then takes."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 import train
+from system.errors import OutOfRoomError
 from system.machine import Machine
-from training import estimate
+from training import capacity, estimate
 from training.estimate import Block, peak_bytes
 from training.settings import DEFAULTS
 
@@ -66,6 +70,18 @@ def test_more_devices_and_fewer_activations_take_less():
     assert peak(batch_size=4) < alone < peak(batch_size=16)
     assert peak(8, parallel="fsdp") < peak(2, parallel="fsdp") < peak(2)
     assert peak(8) < peak(2)
+
+
+@pytest.mark.parametrize(("parallel", "num_devices"), [("ddp", 8), ("fsdp", 2), ("fsdp", 8)])
+def test_a_model_is_refused_only_where_its_parts_are_too_large(monkeypatch, parallel, num_devices):
+    config = {**DEFAULTS, "embedding_dim": 4096, "num_layers": 32, "parallel": parallel}
+    batches, vocabulary = SimpleNamespace(dataset=range(8)), SimpleNamespace(size=50257)
+    corpus = SimpleNamespace(batches=batches, vocabulary=vocabulary)
+    states = 16 * capacity.num_parameters(config, 50257)  # weight, gradient, two moments
+    monkeypatch.setattr(capacity, "available_memory", lambda device: states // 4)
+    fits = (parallel, num_devices) == ("fsdp", 8)
+    with nullcontext() if fits else pytest.raises(OutOfRoomError, match="does not fit"):
+        capacity.check_memory(config, corpus, torch.device("cpu"), num_devices)
 
 
 def test_a_block_keeps_as_much_for_every_window():
