@@ -28,13 +28,17 @@ def passages(ids: np.ndarray, num_tokens: int = PASSAGE_TOKENS) -> np.ndarray:
     return ((sums[last] - sums[first]) * inverses)[num_ends[last] == num_ends[first]]
 
 
+def found_in(wanted: np.ndarray, hashes: np.ndarray) -> int:
+    """How many of the wanted hashes are among the others: (N,) and (M,) -> 0 to N."""
+    wanted, hashes = np.sort(wanted), np.sort(hashes)  # sorted ones are found faster by far
+    first, last = (np.searchsorted(hashes, wanted, side=side) for side in ("left", "right"))
+    return int((first < last).sum())
+
+
 def share_in(part: np.ndarray, whole: np.ndarray) -> float:
     """Share of one text's passages that occur in another: (N,) and (M,) ids -> 0 to 1."""
-    wanted, known = passages(part), np.sort(passages(whole))
-    if not (len(wanted) and len(known)):
-        return 0.0
-    places = np.searchsorted(known, wanted).clip(max=len(known) - 1)
-    return float((known[places] == wanted).mean())
+    wanted = passages(part)
+    return found_in(wanted, passages(whole)) / max(1, len(wanted))
 
 
 def num_near_duplicates(documents: Sequence[np.ndarray]) -> int:

@@ -4,14 +4,15 @@ Facts are a dict of plain values: `facts_of` takes them from the text, and whoev
 puts more beside them.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from corpus.baselines import spread_sample
-from corpus.duplicates import PASSAGE_TOKENS, num_near_duplicates, share_in
-from corpus.parts import Parts
-from corpus.split import BLANK, Documents, Runs, SplicedIds
+from corpus.duplicates import PASSAGE_TOKENS, found_in, num_near_duplicates, share_in
+from corpus.parts import Parts, Text
+from corpus.split import BLANK, Runs, SplicedIds
 from tokenizer import END_OF_TEXT, GPT2Tokenizer
 
 Facts = dict[str, Any]
@@ -23,16 +24,12 @@ QUANTILES = {"1%": 0.01, "25%": 0.25, "half": 0.5, "75%": 0.75, "99%": 0.99, "al
 def facts_of(parts: Parts, tokenizer: GPT2Tokenizer) -> Facts:
     """Files, documents, tokens, what repeats, what both parts share; of much text by samples."""
     every = [*parts.texts, *parts.val_texts]
-    texts = [text.documents for text in every]
-    hashes = np.concatenate([text.hashes for text in texts])
-    lengths = np.concatenate([text.lengths for text in texts])
-    runs = parts.train + [Runs.all_of(())] * len(parts.val_texts)
-    is_trained = np.concatenate([is_in(*of) for of in zip(runs, texts, strict=True)])
+    hashes = np.concatenate([text.documents.hashes for text in every])
+    lengths = np.concatenate([text.documents.lengths for text in every])
     is_known = hashes != BLANK  # blank documents count for nothing
-    first_val = sum(len(text.documents.starts) for text in parts.texts) if parts.val_texts else 0
-    trained = hashes[is_known & is_trained]
-    held_out = hashes[first_val:][(is_known & ~is_trained)[first_val:]]
     lengths = lengths[is_known] if is_known.any() else lengths
+    trained = hashes_in(parts.texts, parts.train)
+    held_out = hashes_in(parts.val_texts or parts.texts, parts.val)
     val, train = (spread_sample(SplicedIds(part), MAX_SAMPLED) for part in (parts.val, parts.train))
     sizes = [*map(len, tokenizer.encoding.token_byte_values()), len(END_OF_TEXT)]
     return {
@@ -43,18 +40,22 @@ def facts_of(parts: Parts, tokenizer: GPT2Tokenizer) -> Facts:
         "bytes_per_token": float(np.array(sizes)[train].mean()),
         "documents": len(lengths),
         "val_documents": len(held_out),
-        "copies": int(is_known.sum()) - len(np.unique(hashes[is_known])),
-        "on_both_sides": int(np.isin(held_out, trained).sum()),
+        "copies": int((np.diff(np.sort(hashes[is_known])) == 0).sum()),
+        "on_both_sides": found_in(held_out, trained),
         "shared_passages": share_in(val, train),
         "quantiles": np.quantile(lengths, [*QUANTILES.values()], method="higher").tolist(),
         "histogram": np.bincount(np.frexp(lengths)[1]).tolist(),  # by the bits of the length
     }
 
 
-def is_in(runs: Runs, documents: Documents) -> np.ndarray:
-    """Whether each document starts in one of the runs, (D,)."""
-    run = np.searchsorted(runs.starts, documents.starts, side="right") - 1
-    return (run >= 0) & (documents.starts < np.append(runs.stops, 0)[run])
+def hashes_in(texts: Sequence[Text], parts: Sequence[Runs]) -> np.ndarray:
+    """Hashes of the documents that start in each text's part, blank ones left out."""
+    found = []
+    for documents, part in zip([text.documents for text in texts], parts, strict=True):
+        run = np.searchsorted(part.starts, documents.starts, side="right")
+        is_in = documents.starts < np.append(0, part.stops)[run]
+        found.append(documents.hashes[is_in & (documents.hashes != BLANK)])
+    return np.concatenate(found)
 
 
 def near_copies(parts: Parts) -> str:
