@@ -10,6 +10,7 @@ from pathlib import Path
 from corpus import text
 from corpus.addresses import FOLDER
 from system import fetch
+from system.command_line import Parser
 from system.errors import ConfigError, DataError, DownloadError, OutputError
 from system.files import exclusive, make_folder
 from system.process import log
@@ -24,6 +25,14 @@ def known_corpora() -> dict[str, list[dict[str, str]]]:
     for row in csv.DictReader(TABLE_PATH.read_text(encoding="utf-8").splitlines()):
         corpora.setdefault(row["name"], []).append(row)
     return corpora
+
+
+def main(arguments: Sequence[str]) -> None:
+    """`python data.py get NAME...`."""
+    parser = Parser(prog="data.py get", description="Fetches text to where train.py finds it.")
+    names = ", ".join(known_corpora())
+    parser.add_argument("names", nargs="+", metavar="NAME", help=f"any of {names}")
+    get(parser.parse_args(arguments).names)
 
 
 def get(names: Sequence[str]) -> None:

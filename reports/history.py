@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
+UNITS = {"days": 86_400, "hours": 3600, "minutes": 60, "s": 1}
+
 
 @dataclass(frozen=True)
 class UpdateRecord:
@@ -116,3 +118,9 @@ def pace_of(recent: Sequence[UpdateRecord]) -> str:
         f"loss {latest.loss:.3f}  lr {latest.learning_rate:.1e}  norm {latest.grad_norm:.2f}  "
         f"{speed:,.0f} tok/s  {latest.memory_bytes / 1e9:.1f} GB"
     )
+
+
+def in_time(seconds: float) -> str:
+    """In a unit that suits: in_time(90) is 1.5 minutes."""
+    unit = next((unit for unit, size in UNITS.items() if seconds >= size), "s")
+    return f"{seconds / UNITS[unit]:.2g} {unit}"

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from corpus import command
+from corpus import known
 from corpus.report import histogram, near_copies
+from reports.history import in_time
 from reports.page import page
 from system.command_line import Parser
 from system.files import write_durably
@@ -20,7 +21,7 @@ PAGE_NAME = "data_report.html"
 def main(arguments: Sequence[str], config: dict[str, Any]) -> None:
     """`get NAME`, or what `train.py` with this config would train on."""
     if arguments[:1] == ["get"]:
-        return command.main()
+        return known.main(arguments[1:])
     parser = Parser(
         prog="data.py",
         description="Shows what a text is like before train.py trains on it. Or: data.py get NAME.",
@@ -36,12 +37,15 @@ def main(arguments: Sequence[str], config: dict[str, Any]) -> None:
 def show(asked: Wanted, page_path: str | None) -> None:
     """Prints the whole report, and writes it as a page where one is asked for."""
     from training import begin  # brings torch, which --help need not wait for
-    from training.description import as_text, rows_about
+    from training.description import as_text, rows_about, seconds_per_update
 
     run = begin.assembled(*begin.prepared(asked, ALONE), asked.script, ALONE)
     corpus = run.corpus
     bits = ", ".join(f"{name} {bits:.2f}" for name, bits in corpus.baselines().items())
-    rows = rows_about(run)
+    rows, seconds = rows_about(run), seconds_per_update(run)
+    whole = min(run.progress.seconds, seconds * run.progress.last_step)
+    eta = f"about {in_time(seconds)} a step here, {in_time(whole)} in all"
+    rows.insert(4, ("time", eta))
     rows.insert(2, ("baselines", f"{bits} bits a byte of the validation text"))
     rows.insert(2, ("near", f"copies: {near_copies(corpus.parts)}"))
     bars = histogram(corpus.facts)

@@ -1,15 +1,17 @@
-"""What a run consists of, what is amiss with it, and how long it will take, line by line."""
+"""What a run consists of and what is amiss with it, line by line."""
 
+import math
 import platform
+import time
 from collections.abc import Sequence
 from datetime import datetime, timezone
+from statistics import median
 from typing import Any
 
 import torch
 
 from corpus.report import warnings
 from generation.settings import SAMPLE, Sampling
-from storage import checkpoint
 from tokenizer import GPT2Tokenizer
 from training.capacity import moments_of, num_parameters
 from training.estimate import peak_of
@@ -18,26 +20,21 @@ from training.run import SAMPLING, Run
 
 Rows = list[tuple[str, str]]  # a name, and one or more lines about it
 MAX_LINES = 12  # at the start of a run, for which notes are left out; `python data.py` shows all
-MOST_SECONDS = 1e9  # a run may have no limit but its time
-UNITS = {"days": 86_400, "hours": 3600, "minutes": 60, "s": 1}
+MEASURED_SECONDS = 2
 
 
 def rows_about(run: Run) -> Rows:
     """The machine, the text, the model and the training of a run, and notes on them."""
     config, batches = run.config, run.corpus.batches
-    inputs, targets = run.batch(0)
-    seeds = dropout_seeds(config["seed"], 0, len(inputs))
-    seconds = run.learner.seconds_per_update(inputs, targets, seeds)
     num_rows, machine = run.corpus.vocabulary.size, run.learner.machine
     peak = peak_of(config, num_rows, machine, run.team.size)
     facts = {**run.corpus.facts, "parameters": num_parameters(config, num_rows)}
     limit, last_step = run.progress.seconds, run.progress.last_step
-    num_steps = min(last_step, round(min(limit, MOST_SECONDS) / seconds))
+    steps = "steps" if math.isinf(last_step) else f"{last_step:,} steps"
+    steps += "" if math.isinf(limit) else f" in {limit / 60:g} minutes at most"
     training = (
-        f"{'about ' * (num_steps < last_step)}{num_steps:,} steps, {batches.num_per_epoch:,} an "
-        f"epoch, of {batches.batch_size} windows of {config['seq_len']} tokens\n"
-        f"about {in_time(seconds)} a step here, {in_time(min(limit, seconds * last_step))} in all, "
-        f"and {peak / 1e9:.1f} GB of memory"
+        f"{steps}, {batches.num_per_epoch:,} an epoch, of {batches.batch_size} "
+        f"windows of {config['seq_len']} tokens, in about {peak / 1e9:.1f} GB of memory"
     )
     return [
         ("device", f"{run.team}{machine}"),
@@ -62,25 +59,26 @@ def environment(run: Run) -> dict[str, Any]:
     }
 
 
+def seconds_per_update(run: Run) -> float:
+    """Median of updates at a rate of 0, so that nothing is learnt, after one to warm up."""
+    batch, seconds, end = run.batch(0), [], time.perf_counter() + MEASURED_SECONDS
+    seeds = dropout_seeds(run.config["seed"], 0, len(batch[0]))
+    while len(seconds) < 3 or time.perf_counter() < end:
+        seconds.append(run.learner.update(*batch, learning_rate=0.0, seeds=seeds).seconds)
+    return median(seconds[1:])
+
+
 def sizes(config: dict[str, Any]) -> str:
     """Parameters of the whole model, and what they take."""
-    with torch.device("meta"):
-        model = checkpoint.build_model(config, GPT2Tokenizer().encoding.n_vocab)
-    total = sum(parameter.numel() for parameter in model.parameters())
-    table = model.input_embedding.embedding.weight.numel()
-    positions = model.positional_encoding.pe.numel()
+    num_tokens, C = GPT2Tokenizer().encoding.n_vocab, config["embedding_dim"]
+    total, table = num_parameters(config, num_tokens), num_tokens * C
+    positions = config["seq_len"] * C
     trained = 8 * total + moments_of(config, total)
     return (
         f"{total:,} parameters (embedding and head {table:,}, positions {positions:,}, blocks "
         f"{total - table - positions:,}): {4e-6 * total:,.0f} MB, "
         f"{1e-6 * trained:,.0f} MB with gradients and moments"
     )
-
-
-def in_time(seconds: float) -> str:
-    """In a unit that suits: in_time(90) is 1.5 minutes."""
-    unit = next((unit for unit, size in UNITS.items() if seconds >= size), "s")
-    return f"{seconds / UNITS[unit]:.2g} {unit}"
 
 
 def as_text(rows: Sequence[tuple[str, str]], *, max_lines: int = MAX_LINES) -> str:

@@ -91,26 +91,6 @@ class Learner:
             is_applied=is_applied,
         )
 
-    def seconds_per_update(self, *batch: Tensor) -> float:
-        """How long an update by such a batch takes, told by passes that teach nothing.
-
-        The first one is to warm up; some of the rows are enough, unless each shape is compiled.
-        """
-        whole = self.memory[PIECE] * self.team.size
-        is_compiled = self.engine.objective is not self.loss
-        for num_rows in (whole, whole) if is_compiled else (self.team.size, -(-whole // 2)):
-            start = time.perf_counter()
-            part = [tensor[:num_rows] for tensor in batch]
-            x, y, seeds = map(self.team.share, part)
-            with self.engine.attempt(), self.engine.piece(is_last=True):
-                with self.machine.autocast():
-                    loss = self.engine.trained(x, y, num_tokens=max(1, y.numel()), seeds=seeds)
-                loss.backward()
-                loss.item()  # waits for a GPU
-            self.optimizer.zero_grad()
-            seconds = time.perf_counter() - start
-        return seconds * len(batch[0]) / len(part[0])
-
     def accumulate_gradients(self, inputs: Tensor, targets: Tensor, seeds: Tensor) -> Tensor:
         """Mean loss of the whole batch (B, T); its gradient is summed up piece by piece."""
         most = -(-len(inputs) // self.team.size)  # rows of a process

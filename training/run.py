@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from generation.fast_weights import prepared
 from generation.generator import TextGenerator
 from generation.settings import SAMPLE
 from reports import plot, terminal
-from reports.history import Evaluation, History, UpdateRecord, pace_of
+from reports.history import Evaluation, History, UpdateRecord, in_time, pace_of
 from reports.jsonl import LOG_FREQ, HistoryFile, line_of
 from storage import checkpoint
 from storage.run_folder import COMPARISON_NAME, HISTORY_NAME, PLOT_NAME
@@ -32,6 +33,7 @@ from training.progress import Progress
 from training.schedule import learning_rate_at
 
 BASELINES_SECONDS = 1.0  # that a report waits for them: on a large text the first has none
+NUM_PACED = 20  # updates of a process that tell how long the rest will take
 SAMPLING = {**SAMPLE, "seed": 0}  # samples differ by the model alone
 
 
@@ -103,6 +105,11 @@ class Run:
         self.recent.append(record)
         self.pace = pace_of(self.recent)
         self.progress.read()
+        if len(self.recent) == NUM_PACED:
+            seconds = median(record.seconds for record in self.recent)
+            left = seconds * (self.progress.last_step - self.step)
+            left = in_time(min(left, self.progress.seconds - self.progress.used))
+            log(f"pace      about {in_time(seconds)} a step, {left} to go")
         if self.step % LOG_FREQ == 0 and not self.is_evaluation_due():
             self.tell()
 

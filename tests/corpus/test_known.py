@@ -1,7 +1,6 @@
 """A corpus is got by its name: checked, continued, and put where train.py finds it."""
 
 import hashlib
-import sys
 from collections.abc import Iterator
 
 import pytest
@@ -9,7 +8,6 @@ from forms import documents_of, parquet_table
 from gpt2_server import FileServer, cut
 
 from corpus import known, text
-from corpus.command import main
 from corpus.sources import open_sources
 from system import fetch
 from system.errors import ConfigError, DataError, DownloadError, OutputError
@@ -43,16 +41,15 @@ def server(monkeypatch, tmp_path) -> Iterator[FileServer]:
         yield server
 
 
-def run(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["data.py", *arguments])
-    main()
+def run(*names):
+    known.main(names)
 
 
 def test_a_corpus_of_one_file_is_the_first_text_that_train_py_looks_for(
     server, tmp_path, monkeypatch, capsys
 ):
     server.script += [cut(1000), cut(20_000)]
-    run(monkeypatch, "get", "tinystories")
+    run("tinystories")
     assert capsys.readouterr().out.endswith("tinystories is complete; next: python train.py\n")
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         ".downloads",
@@ -61,12 +58,12 @@ def test_a_corpus_of_one_file_is_the_first_text_that_train_py_looks_for(
     ]
     assert documents_of(open_sources("")) == STORIES
     assert server.num_sent == len(FILES["TinyStories.txt"])
-    run(monkeypatch, "get", "tinystories")
+    run("tinystories")
     assert len(server.requests) == 3  # two cuts, and none for what is there
 
 
 def test_a_corpus_of_several_files_is_a_folder(server, tmp_path, monkeypatch, capsys):
-    run(monkeypatch, "get", "many")
+    run("many")
     assert capsys.readouterr().out.endswith("next: python train.py --data many\n")
     assert documents_of(open_sources("many")) == STORIES
 

@@ -1,10 +1,13 @@
 """`python data.py PATH` shows the whole report, and train.py its first lines before step 0."""
 
+import re
+
 import pytest
 
+from reports.history import in_time
 from system.errors import ConfigError, DataError
 from training import data_command
-from training.description import as_text, in_time
+from training.description import as_text
 
 
 @pytest.fixture
@@ -21,8 +24,10 @@ def shown(text_folder, tiny_config, capsys):
 
 def test_the_command_shows_everything_and_writes_a_page(shown, text_folder):
     text = shown("data.txt", "--html")
-    for part in ("device ", "text ", "near ", "baselines unigram", "xz ", "model ", "a step here"):
-        assert part in text
+    names = [line.split()[0] for line in text.splitlines() if line[:1].strip()]
+    rows = ["device", "text", "near", "baselines", "model", "training", "time", "samples"]
+    assert [name for name in names if name in rows] == rows
+    assert re.search(r"about [\d.e-]+ s a step here, [\d.]+ \w+ in all\n", text)
     assert "documents have up to" in text
     assert "####" in text
     assert text.endswith("written   data_report.html\n")
@@ -49,6 +54,10 @@ def test_a_start_says_it_in_at_most_twelve_lines(trained):
     assert before[0].startswith("device    ")
     assert len(before) <= 12
     assert any(line.startswith("note      ") for line in before)
+    paced = re.findall(
+        r"^pace      about [\d.e-]+ s a step, [\d.]+ \w+ to go$", trained.stdout, re.M
+    )
+    assert len(paced) == 1
 
 
 def test_of_many_notes_the_first_are_shown_at_the_start():
