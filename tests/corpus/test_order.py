@@ -1,6 +1,7 @@
 """Batch i is a function of (seed, i): every window once an epoch, in an order that is computed."""
 
 import math
+import tracemalloc
 from collections import Counter
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from torch.utils.data import ConcatDataset
 
 from corpus.order import Batches, computed, dealt, drawn
+from corpus.split import Runs, SplicedIds
 from data import GPTDatasetV1
 
 
@@ -73,6 +75,24 @@ def test_rows_of_a_batch_are_those_of_the_whole_batch(num_windows, batch_size, i
         assert torch.equal(mine[0], inputs[rows])
         assert torch.equal(mine[1], targets[rows])
         assert batches.window_indices(i, rows).tolist() == batches.window_indices(i)[rows].tolist()
+
+
+def test_memory_stays_flat_over_an_epoch_of_a_mapped_text(tmp_path):
+    np.arange(300_000, dtype=np.uint16).tofile(tmp_path / "ids")
+    rows = [SplicedIds([Runs.all_of(np.memmap(tmp_path / "ids", np.uint16, "r"))])] * 2
+    sources = ConcatDataset([GPTDatasetV1(row, None, 128, 64) for row in rows])
+    batches = Batches(sources, 16, seed=0, weights=[1, 2])
+    tracemalloc.start()
+    try:
+        in_use = np.zeros(batches.num_per_epoch, np.int64)
+        for i in range(len(in_use)):
+            inputs, targets = batches[i]
+            assert torch.equal(inputs[:, 1:], targets[:, :-1])
+            in_use[i], peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert in_use[50:].max() < in_use[:50].max() + 5000
+    assert peak < 300_000  # where the ids of both sources take 1.2 MB
 
 
 # the permutation

@@ -1,5 +1,7 @@
 """With a separator, documents in one row are learnt from as if each had a batch of its own."""
 
+import shutil
+
 import pytest
 import torch
 from tiny_run import train_quickly
@@ -130,6 +132,20 @@ def test_other_documents_change_no_bit_of_a_document_also_with_dropout(attention
     assert not torch.equal(before[0, :3], after[0, :3])
     assert torch.equal(before[0, 4:], after[0, 4:])
     assert torch.equal(before[1:], after[1:])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # the compiler's
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs a C++ compiler")
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_compiled_they_are_the_same(attention):
+    model = tiny(dropout=0.4, attention=attention)
+    objective, seeds = NextTokenLoss(model, separator=SEPARATOR), torch.arange(4)
+    compiled = Machine.choose("cpu", "float32").compiled(objective, "on")
+    assert compiled is not objective
+    ours = gradients(model, compiled(*batch(), num_tokens=40, seeds=seeds))
+    eager = gradients(model, objective(*batch(), num_tokens=40, seeds=seeds))
+    torch.testing.assert_close(ours, eager, rtol=1e-5, atol=1e-5)
 
 
 def test_positions_restart_and_a_token_sees_its_document_up_to_itself():
