@@ -76,14 +76,10 @@ def bigram(train: np.ndarray, val: np.ndarray, alone: np.ndarray) -> np.ndarray:
 
 def num_added_bytes(before: bytes, text: bytes) -> int:
     """Bytes by which the file that xz -9 makes grows when the text follows what comes before."""
-    return compressed_size(before + text) - compressed_size(before)
-
-
-def compressed_size(raw: bytes) -> int:
-    """Size of the raw bytes as xz -9 writes them; its window is made as small as they are."""
-    window = max(4096, min(1 << 26, len(raw)))  # saves memory and changes no size
+    window = max(4096, min(1 << 26, len(before + text)))  # no more saves memory and changes no size
     filters = [{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": window}]
-    return len(lzma.compress(raw, filters=filters))
+    whole, part = (len(lzma.compress(raw, filters=filters)) for raw in (before + text, before))
+    return whole - part
 
 
 def in_background(compute: Callable[[], dict[str, Any]]) -> Callable[[float], dict[str, Any]]:

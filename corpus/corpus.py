@@ -28,18 +28,23 @@ from tokenizer import END_OF_TEXT_ID, GPT2Tokenizer
 class Corpus:
     """The parts of a text that a run needs; ids are GPT-2's."""
 
-    path: Path
-    why: str  # this one
-    text_sha256: str
-    num_replaced: int  # invalid sequences and NULs, read as U+FFFD
-    notes: list[str]  # on its sources and its validation text
     parts: Parts
+    notes: list[str]  # on its sources and its validation text
     train_ids: SplicedIds  # all of them, mapped from disk
     batches: Batches
     vocabulary: Vocabulary
     val_ids: Tensor  # (N,) int64
     masks_documents: bool
     cache_folders: list[Path]  # where notes about the text may be kept
+
+    @property
+    def path(self) -> Path:
+        """Of its first file."""
+        return self.parts.texts[0].path
+
+    @cached_property
+    def text_sha256(self) -> str:
+        return self.parts.sha256
 
     @property
     def is_predicted(self) -> np.ndarray:
@@ -72,13 +77,13 @@ class Corpus:
 
     def __str__(self) -> str:
         lines = [
-            f"{shown_path(self.path)}, {self.why}",
+            f"{shown_path(self.path)}, {self.parts.texts[0].sources.why}",
             f"{len(self.train_ids):,} tokens to train on, {len(self.val_ids):,} to validate on",
             *self.notes,
             *in_words(self.facts),
         ]
-        if self.num_replaced:
-            lines.append(f"{self.num_replaced:,} invalid sequences read as U+FFFD")
+        if num_replaced := sum(text.tokens.found["replaced"] for text in self.parts.texts):
+            lines.append(f"{num_replaced:,} invalid sequences read as U+FFFD")
         if (num_shared := self.vocabulary.num_shared) > 1:
             lines.append(f"{num_shared:,} of GPT-2's tokens do not occur in it: they share one row")
         return "\n".join(lines)
@@ -92,17 +97,14 @@ def read_corpus(
     The `order` of the batches is the one that a run began with, and stands for its split as well.
     """
     parts = read_parts(config, is_earlier=order == EARLIER)
-    seq_len, path = config["seq_len"], parts.texts[0].path
+    seq_len = config["seq_len"]
     rows = parts.training_rows()
     val_ids = parts.validation_ids(config["eval_tokens"]).astype(np.int64)
     for row, text in zip(rows, parts.texts, strict=False):
         check_length(text.path, len(row), len(val_ids), seq_len)
     datasets = [GPTDatasetV1(row, None, seq_len, config["stride"]) for row in rows]
     return Corpus(
-        path=path,
-        why=parts.texts[0].sources.why,
-        text_sha256=parts.sha256,
-        num_replaced=sum(text.tokens.found["replaced"] for text in parts.texts),
+        parts=parts,
         notes=parts.notes(config["data_field"]),
         train_ids=SplicedIds(parts.train),
         batches=Batches(
@@ -116,9 +118,8 @@ def read_corpus(
             parts.used_tokens(), tokenizer.encoding.n_vocab, share_rows=share_rows
         ),
         val_ids=torch.from_numpy(val_ids),
-        parts=parts,
         masks_documents=config.get("mask_documents", False),  # not in earlier files
-        cache_folders=cache_folders(path, config),
+        cache_folders=cache_folders(parts.texts[0].path, config),
     )
 
 
