@@ -16,7 +16,7 @@ th, td {{ text-align: left; vertical-align: top; padding: .2rem .8rem .2rem 0 }}
 td {{ overflow-wrap: anywhere; white-space: pre-line }}
 th {{ white-space: nowrap }}
 .bars td:last-child {{ width: 60% }}
-i {{ display: block; height: 1em; background: light-dark(#36c, #8af) }}
+i {{ display: block; height: 1em; margin: .25em 0; background: light-dark(#36c, #8af) }}
 </style>
 <h1>{title}</h1>
 <table>{rows}</table>
@@ -37,5 +37,5 @@ def page(
         for name, count in bars
     ]
     return PAGE.format(
-        title=escape(title), rows="\n".join(shown), caption=escape(caption), bars="\n".join(drawn)
+        title=escape(title), rows="\n".join(shown), caption=escape(caption), bars="".join(drawn)
     )
