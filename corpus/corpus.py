@@ -11,17 +11,19 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset
 
-from corpus.baselines import baselines
+from corpus.baselines import baselines, in_background
 from corpus.notes import remembered
 from corpus.order import EARLIER, NOW, Batches
 from corpus.parts import Parts, cache_folders, read_parts
-from corpus.report import Facts, facts_of, in_words
+from corpus.report import MAX_SAMPLED, Facts, facts_of
 from corpus.split import SplicedIds
 from corpus.text import shown_path
 from corpus.vocabulary import Vocabulary
 from data import GPTDatasetV1
 from system.errors import DataError
 from tokenizer import END_OF_TEXT_ID, GPT2Tokenizer
+
+FACTS_SECONDS = 1.0  # that a start waits for them
 
 
 @dataclass(frozen=True)
@@ -75,12 +77,17 @@ class Corpus:
         paths = [folder / "facts.json" for folder in self.cache_folders]
         return remembered(paths, self.key, lambda: facts_of(self.parts, GPT2Tokenizer()))
 
+    def facts_soon(self) -> Facts:
+        """The facts; {} where the first look at a large text takes longer: it goes on meanwhile."""
+        if len(self.train_ids) <= MAX_SAMPLED:
+            return self.facts
+        return in_background(lambda: self.facts)(FACTS_SECONDS)
+
     def __str__(self) -> str:
         lines = [
             f"{shown_path(self.path)}, {self.parts.texts[0].sources.why}",
             f"{len(self.train_ids):,} tokens to train on, {len(self.val_ids):,} to validate on",
             *self.notes,
-            *in_words(self.facts),
         ]
         if num_replaced := sum(text.tokens.found["replaced"] for text in self.parts.texts):
             lines.append(f"{num_replaced:,} invalid sequences read as U+FFFD")

@@ -74,7 +74,9 @@ def near_copies(parts: Parts) -> str:
 
 
 def in_words(facts: Facts) -> list[str]:
-    """What the documents are like."""
+    """What the documents are like, of no facts that they are not known yet."""
+    if not facts:
+        return ["being looked at: the next start says what its documents are like, as does data.py"]
     half, most = facts["quantiles"][2], facts["quantiles"][4]
     return [
         f"{facts['kinds']:,} different tokens, {facts['bytes_per_token']:.2f} bytes each; half of "

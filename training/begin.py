@@ -77,8 +77,9 @@ def begin(wanted: Wanted, team: Processes = ALONE) -> Run:
     """A run that is ready for its next update; what it consists of is said line by line."""
     start, corpus, machine = prepared(wanted, team)
     run = assembled(start, corpus, machine, wanted, team)
-    rows = rows_about(run)
-    run.about = {"environment": environment(run), "about": rows, "facts": run.corpus.facts}
+    facts = corpus.facts_soon()
+    rows = rows_about(run, facts)
+    run.about = {"environment": environment(run), "about": rows, "facts": facts}
     log(as_text(rows))
     run.start_baselines()
     if start.path:

@@ -42,7 +42,7 @@ def show(asked: Wanted, page_path: str | None) -> None:
     run = begin.assembled(*begin.prepared(asked, ALONE), asked.script, ALONE)
     corpus = run.corpus
     bits = ", ".join(f"{name} {bits:.2f}" for name, bits in corpus.baselines().items())
-    rows, seconds = rows_about(run), seconds_per_update(run)
+    rows, seconds = rows_about(run, corpus.facts), seconds_per_update(run)
     whole = min(run.progress.seconds, seconds * run.progress.last_step)
     eta = f"about {in_time(seconds)} a step here, {in_time(whole)} in all"
     rows.insert(4, ("time", eta))

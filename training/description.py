@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from corpus.report import warnings
+from corpus.report import Facts, in_words, warnings
 from generation.settings import SAMPLE, Sampling
 from tokenizer import GPT2Tokenizer
 from training.capacity import moments_of, num_parameters
@@ -23,12 +23,12 @@ MAX_LINES = 12  # at the start of a run, for which notes are left out; `python d
 MEASURED_SECONDS = 2
 
 
-def rows_about(run: Run) -> Rows:
-    """The machine, the text, the model and the training of a run, and notes on them."""
+def rows_about(run: Run, facts: Facts) -> Rows:
+    """The machine, the text with its facts, the model and the training, and notes on them."""
     config, batches = run.config, run.corpus.batches
     num_rows, machine = run.corpus.vocabulary.size, run.learner.machine
     peak = peak_of(config, num_rows, machine, run.team.size)
-    facts = {**run.corpus.facts, "parameters": num_parameters(config, num_rows)}
+    known = facts and {**facts, "parameters": num_parameters(config, num_rows)}
     limit, last_step = run.progress.seconds, run.progress.last_step
     steps = "steps" if math.isinf(last_step) else f"{last_step:,} steps"
     steps += "" if math.isinf(limit) else f" in {limit / 60:g} minutes at most"
@@ -38,11 +38,11 @@ def rows_about(run: Run) -> Rows:
     )
     return [
         ("device", f"{run.team}{machine}"),
-        ("text", str(run.corpus)),
+        ("text", "\n".join([str(run.corpus), *in_words(facts)])),
         ("model", sizes(config)),
         ("training", training),
         ("samples", f"{Sampling(**SAMPLE)}, seed {SAMPLING['seed']}"),
-        *(("note", text) for text in warnings(facts, config)),
+        *(("note", text) for text in (known and warnings(known, config))),
     ]
 
 

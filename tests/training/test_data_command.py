@@ -1,13 +1,15 @@
 """`python data.py PATH` shows the whole report, and train.py its first lines before step 0."""
 
 import re
+import threading
 
 import pytest
 
 from reports.history import in_time
 from system.errors import ConfigError, DataError
-from training import data_command
+from training import begin, data_command
 from training.description import as_text
+from training.wanted import wanted
 
 
 @pytest.fixture
@@ -58,6 +60,20 @@ def test_a_start_says_it_in_at_most_twelve_lines(trained):
         r"^pace      about [\d.e-]+ s a step, [\d.]+ \w+ to go$", trained.stdout, re.M
     )
     assert len(paced) == 1
+
+
+def test_a_start_does_not_wait_for_a_long_look_at_its_text(text_folder, tiny_config, monkeypatch):
+    may_end = threading.Event()
+    monkeypatch.setattr("corpus.corpus.MAX_SAMPLED", 9)
+    monkeypatch.setattr("corpus.corpus.FACTS_SECONDS", 0.01)
+    monkeypatch.setattr("corpus.corpus.facts_of", lambda *_: may_end.wait() and {})
+    asked = wanted({**tiny_config, "use_pretrained": False}, {})
+    run = begin.begin(asked)
+    rows = dict(run.about["about"])
+    may_end.set()
+    assert run.about["facts"] == {}
+    assert "being looked at" in rows["text"]
+    assert "note" not in rows
 
 
 def test_of_many_notes_the_first_are_shown_at_the_start():
