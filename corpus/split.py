@@ -6,10 +6,10 @@ is the same wherever it stands in a file.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
+from corpus.token_shards import TokenShards
 from tokenizer import END_OF_TEXT_ID
 
 BLOCK_IDS = 1 << 16
@@ -17,14 +17,8 @@ ALL_IDS = np.arange(1 << 16, dtype=np.uint64)
 IS_BLANK = np.isin(ALL_IDS, (197, 198, 199, 200, 201, 220, 628))  # \t \n \v \f \r, space, \n\n
 BLANK = 0  # the hash of a document without a word, which is no copy of another
 BY_PLACE, MIX, HALF = np.uint64(0xD1B54A32D192ED03), np.uint64(0xBF58476D1CE4E5B9), np.uint64(32)
+Row = np.ndarray | TokenShards  # of ids
 OF_ID = (ALL_IDS + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-
-
-class Row(Protocol):
-    """Ids in a row, such as an array or the shards of a cache: a slice of it is an array."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, wanted: slice) -> np.ndarray: ...
 
 
 @dataclass(frozen=True, eq=False)
