@@ -39,7 +39,7 @@ def show(asked: Wanted, page_path: str | None) -> None:
     from training import begin  # brings torch, which --help need not wait for
     from training.description import as_text, rows_about, seconds_per_update
 
-    run = begin.assembled(*begin.prepared(asked, ALONE), asked.script, ALONE)
+    run = begin.assembled(*begin.prepared(asked, ALONE), asked, ALONE)
     corpus = run.corpus
     bits = ", ".join(f"{name} {bits:.2f}" for name, bits in corpus.baselines().items())
     rows, seconds = rows_about(run, corpus.facts), seconds_per_update(run)
