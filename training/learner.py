@@ -78,7 +78,8 @@ class Learner:
         if not math.isfinite(loss) or not (is_applied or is_scaled):
             raise NonFiniteError(f"loss {loss}, gradient norm {norm}")
         if is_applied:
-            self.scaler.step(self.optimizer)
+            with self.machine.autocast():  # an optimizer may have products too
+                self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
         return UpdateRecord(

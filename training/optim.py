@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +13,6 @@ from training.engines import whole
 from training.muon import Muon
 
 BETAS = (0.9, 0.95)  # Brown et al. 2020 (GPT-3), appendix B
-BESIDE_MUON = 2.0  # times the rate: what AdamW has left to do is embeddings, norms and biases
 
 
 def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:
@@ -25,18 +25,17 @@ def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str,
 
 
 def muon_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:
-    """The same, then the matrices of the blocks: query, key and value are three in a parameter."""
-    matrices: dict[nn.Parameter, int] = {
-        parameter: 3 if name.endswith("qkv.weight") else 1
-        for name, parameter in model.blocks.named_parameters()
-        if parameter.requires_grad and parameter.dim() == 2
-    }
+    """The same, then the matrices of the blocks by shape: queries, keys and values are three."""
+    matrices: dict[tuple[torch.Size, int], list[nn.Parameter]] = {}
+    for name, parameter in model.blocks.named_parameters():
+        if parameter.requires_grad and parameter.dim() == 2:
+            num_parts = 3 if name.endswith("qkv.weight") else 1
+            matrices.setdefault((parameter.shape, num_parts), []).append(parameter)
+    taken = set(chain(*matrices.values()))
     groups = parameter_groups(model, weight_decay=weight_decay)
     for group in groups:
-        others = [p for p in group["params"] if p not in matrices]
-        group.update(params=others, rate_ratio=BESIDE_MUON)
-    for num_parts in (1, 3):
-        own = [p for p, number in matrices.items() if number == num_parts]
+        group["params"] = [p for p in group["params"] if p not in taken]
+    for (_, num_parts), own in matrices.items():
         groups.append({"params": own, "weight_decay": weight_decay, "num_parts": num_parts})
     return groups
 
@@ -73,9 +72,9 @@ def build_optimizer(
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Gives every parameter group the rate, or its own multiple of it."""
+    """Gives every parameter group the rate."""
     for group in optimizer.param_groups:
-        group["lr"] = rate * group.get("rate_ratio", 1)
+        group["lr"] = rate
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
