@@ -15,6 +15,7 @@ from benchmarks import processes, record
 from benchmarks import train_peers as who
 from benchmarks.generate_peers import ENGINES, writing
 from benchmarks.gpu import measure_gpu
+from benchmarks.recipe import measure_recipes
 from benchmarks.turns import Contestant, Rows, Task, take_turns
 from system.command_line import Parser
 from system.errors import ConfigError
@@ -184,7 +185,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         f"{name}: {measure.__doc__} By default --shape {shape} --steps {steps}."
         for name, (measure, shape, steps) in PARTS.items()
     ]
-    parts += [f"gpu: {measure_gpu.__doc__}", f"compare OLD NEW: {record.compare.__doc__}"]
+    parts += [f"gpu: {measure_gpu.__doc__}", f"recipe TEXT...: {measure_recipes.__doc__}"]
+    parts += [f"compare OLD NEW: {record.compare.__doc__}"]
     parser = Parser(
         prog="bench.py",
         description="\n".join([__doc__, *parts]),
@@ -193,10 +195,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("part", choices=[*PARTS, "gpu", "compare"], help="what is measured")
-    add("records", nargs="*", type=as_path, help="compare: two files that --json wrote")
+    add("part", choices=[*PARTS, "gpu", "recipe", "compare"], help="what is measured")
+    add("files", nargs="*", type=as_path, help="compare: two that --json wrote; recipe: texts")
     add("--json", type=as_path, metavar="FILE", help="where the numbers go as well")
     add("--shape", choices=SHAPES, help="model and batch to start from")
+    add("--seeds", type=int, metavar="N", help="recipe: runs of each kind, default: 1")
     add("--processes", action="store_true", help="scaling: one a core beside one for all cores")
     add("--compiled", action="store_true", help="train: torch.compile'd rows as well")
     add("--nanogpt", type=as_path, metavar="DIR", help="train: this checkout of nanoGPT takes part")
@@ -236,11 +239,16 @@ def task_of(given: dict[str, Any], shape: str, steps: int) -> Task:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     given = vars(parse(arguments))
-    part, records, path = given.pop("part"), given.pop("records", []), given.pop("json", None)
-    if len(records) != 2 * (part == "compare"):
-        raise ConfigError(f"command line: {part} and {len(records)} files: only compare takes two")
+    part, files, path = given.pop("part"), given.pop("files", []), given.pop("json", None)
+    if part == "recipe":
+        measure_recipes(given, files, path)
+        return
+    if "seeds" in given:
+        raise ConfigError(f"command line: {part} and --seeds: only recipe takes it")
+    if len(files) != 2 * (part == "compare"):
+        raise ConfigError(f"command line: {part} and {len(files)} files: only compare takes two")
     if part == "compare":
-        print(record.compare(*map(record.load, records)))
+        print(record.compare(*map(record.load, files)))
         return
     if part == "gpu":
         measure_gpu(given, path or Path("gpu.json"))

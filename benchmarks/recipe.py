@@ -1,0 +1,72 @@
+"""What a recipe is worth: runs of train.py that differ in a few keys, each told by its loss."""
+
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from benchmarks import record
+from benchmarks.turns import Rows
+from corpus.text import PROJECT
+from storage.checkpoint import FINAL_NAME, load
+from system.errors import ConfigError
+from system.process import log
+
+EARLIER = {  # the default before Muon
+    "optimizer": "adamw",
+    "learning_rate": 3e-4,
+    "lr_schedule": "decay",
+    "lr_min_ratio": 0.1,
+    "warmup_steps": 0,
+    "weight_decay": 0.1,
+    "dropout": 0.1,
+    "batch_size": 8,
+    "num_epochs": 5,
+}
+RECIPES: dict[str, dict[str, Any]] = {  # changes to the default, a row of the table each
+    "the default": {},
+    "the default before": EARLIER,
+}
+COMMON = {"eval_tokens": 10**9, "sample_tokens": 0, "patience": 0}  # all of the validation part
+
+
+def measure_recipes(given: dict[str, Any], texts: Sequence[Path], path: Path | None) -> None:
+    """Validation loss, its spread and minutes of each recipe on each text, as a table."""
+    num_seeds, only = given.pop("seeds", 1), given.pop("only", "")
+    chosen = {name: changes for name, changes in RECIPES.items() if only in name}
+    problems = [f"recipe takes no --{name.replace('_', '-')}" for name in given]
+    problems += [f"seeds={num_seeds} is not a whole number >= 1"] if num_seeds < 1 else []
+    problems += [] if chosen else [f"only={only} is in none of: {', '.join(RECIPES)}"]
+    if problems:
+        raise ConfigError("command line: " + "; ".join(problems))
+    rows: Rows = {}
+    for name, changes in chosen.items():
+        rows[name] = {}
+        for text in texts or [PROJECT / "example.txt"]:
+            runs = [outcome(text, {**changes, "seed": 42 + n}) for n in range(num_seeds)]
+            losses, minutes = zip(*runs, strict=True)
+            rows[name] |= {f"{text.stem}, loss": statistics.mean(losses)}
+            rows[name] |= {f"{text.stem}, spread": max(losses) - min(losses)}
+            rows[name] |= {f"{text.stem}, minutes": statistics.mean(minutes)}
+            log(f"{name}: {rows[name]}")
+    print(record.table(rows))
+    if path:
+        record.save(path, {"part": "recipe", "rows": rows})
+
+
+def outcome(text: Path, changes: dict[str, Any]) -> tuple[float, float]:
+    """The lowest validation loss of a run, in nats a token, and its minutes from start to end."""
+    with TemporaryDirectory() as folder:
+        options = {"data": text, "output_dir": folder, **COMMON, **changes}
+        command = [str(part) for key, value in options.items() for part in (f"--{key}", value)]
+        start = time.monotonic()
+        done = subprocess.run([sys.executable, str(PROJECT / "train.py"), *command], check=False)
+        minutes = (time.monotonic() - start) / 60
+        if done.returncode:
+            raise ConfigError(f"train.py ended with {done.returncode} ({changes}): see above")
+        evaluations = load(Path(folder) / FINAL_NAME)["history"]["evaluations"]
+    return min(evaluation["loss"] for evaluation in evaluations), minutes
