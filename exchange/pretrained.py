@@ -23,7 +23,14 @@ MODEL_SIZES = {
     "gpt2-xl (1558M)": "1558M",
 }
 NUM_TOKENS = END_OF_TEXT_ID + 1
-FINE_TUNING = {"learning_rate": 1e-5, "num_epochs": 2}  # good weights want small steps, and few
+# Good weights want small steps, and few; no rule for new weights is for them.
+FINE_TUNING = {
+    "learning_rate": 1e-5,
+    "num_epochs": 2,
+    "optimizer": "adamw",
+    "weight_decay": 0.1,
+    "dropout": 0.1,
+}
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """How a run begins: afresh, from published weights, or from a checkpoint; what may have changed."""
 
-import hashlib
 import shlex
 import uuid
 from collections.abc import Callable
@@ -17,22 +16,22 @@ from corpus.order import EARLIER, NOW
 from corpus.vocabulary import Vocabulary
 from model import Transformer
 from storage import checkpoint, run_folder, sharded
-from system.errors import CheckpointError, ConfigError, DataError, ProcessesError
+from system.errors import CheckpointError, ConfigError, DataError
 from system.machine import Machine, choose_device, tune_process
 from system.process import log, warn
 from tokenizer import END_OF_TEXT_ID, TABLE_SHA256, GPT2Tokenizer
 from training import capacity, store
+from training.agreement import check_same, chosen_machine, facts_of
 from training.description import as_text, environment, rows_about
 from training.estimate import table as estimate_table
 from training.learner import Learner
 from training.processes import ALONE, Processes
 from training.progress import last_step
+from training.rules import left_to_rules, settled
 from training.run import Run
-from training.settings import FIXED, FREE, KEYS, ORDERED
+from training.settings import AUTO, FIXED, FREE, KEYS, ORDERED
 from training.wanted import Wanted, check, shown
 from training.ways import machine_for
-
-PLACES = {"data", "val_data", "weights_path", "output_dir"}  # may be elsewhere on each machine
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Start:
     """Where a run begins: its config, its first model, and the checkpoint that it goes on from."""
 
     config: dict[str, Any]
-    build_model: Callable[[Vocabulary, Machine], Transformer]
+    build_model: Callable[[dict[str, Any], Vocabulary, Machine], Transformer]
     path: Path | None = None
     state: dict[str, Any] = field(default_factory=dict)
     is_branch: bool = False  # beside later checkpoints, or in another folder
@@ -58,9 +57,11 @@ def prepared(wanted: Wanted, team: Processes) -> tuple[Start, Corpus, Machine]:
     corpus = read_corpus(
         config, GPT2Tokenizer(), share_rows=config["share_unused_tokens"], order=order
     )
+    start = replace(start, config=settled(start.config, corpus))
+    config = start.config
     if start.path:
         check_same_order(start, corpus)
-    check_same(team, facts_of(start, corpus))
+    check_same(team, facts_of(start.config, start.state, corpus))
     if not config["estimate"]:
         capacity.check_memory(config, corpus, place, team.size)
     choose = partial(machine_for, {**config, "device": device}, corpus.vocabulary.size)
@@ -106,7 +107,7 @@ def assembled(
         capacity.check_disk(config, corpus, run_id=start.state.get("run_id"))
     is_spread = team.is_launched and config["parallel"] == "fsdp"  # block by block, to the device
     first_home = replace(machine, device=torch.device("cpu")) if is_spread else machine
-    model = start.build_model(corpus.vocabulary, first_home)
+    model = start.build_model(config, corpus.vocabulary, first_home)
     num_shared, separator = corpus.vocabulary.num_shared, None
     if config["mask_documents"]:
         separator = int(corpus.vocabulary.row_of_token[END_OF_TEXT_ID])
@@ -127,47 +128,6 @@ def first_or_next_start(wanted: Wanted, team: Processes) -> Start:
     return resumed(wanted) if wanted.config["resume"] else started(wanted)
 
 
-def chosen_machine(
-    choose: Callable[..., Machine], team: Processes, *, kept: dict[str, str] | None
-) -> Machine:
-    """This process's device, and on it what the first process chose of what its run has kept."""
-    first = choose(kept=kept) if team.is_first else None
-    ways = dict(team.gather(first and first.ways)[0])
-    del ways["device"]  # there may be another one here, which is to do the same
-    return first or choose(kept=ways)
-
-
-def facts_of(start: Start, corpus: Corpus) -> dict[str, Any]:
-    """What all processes must have in common: where one has another, their sums mean nothing."""
-    config = {key: value for key, value in start.config.items() if key not in PLACES}
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.parent.glob("*/*.py")):
-        digest.update(path.read_bytes())
-    return {
-        **config,
-        "text": corpus.text_sha256[:12],
-        "code": digest.hexdigest()[:12],
-        "torch": str(torch.__version__),
-        "checkpoint": [start.state.get("run_id"), start.state.get("step")],
-    }
-
-
-def check_same(team: Processes, facts: dict[str, Any]) -> None:
-    """ProcessesError with all that a process has otherwise than the first one."""
-    first, *others = team.gather(facts)
-    problems = [
-        f"{key} is {shown(other.get(key))} in process {rank}, {shown(first.get(key))} in process 0"
-        for rank, other in enumerate(others, 1)
-        for key in first | other
-        if first.get(key) != other.get(key)
-    ]
-    if problems:
-        raise ProcessesError(
-            f"the processes differ ({'; '.join(problems[:5])}): start all of them with the same "
-            "command, code and files"
-        )
-
-
 def make_way(run: Run) -> None:
     """Moves what an earlier run has left out of the new run's folder, and says where it is."""
     if not run.team.is_first:
@@ -185,18 +145,20 @@ def started(wanted: Wanted) -> Start:
     """A new run, from random weights or from published ones."""
     config = {**wanted.config, "output_dir": str(wanted.folder)}
     if not (config["weights_path"] or config["use_pretrained"]):
-        return Start(config, partial(random_model, config))
+        return Start(left_to_rules(config, wanted.chosen), random_model)
     from exchange.pretrained import FINE_TUNING, from_safetensors, official  # bring requests
 
     path = config["weights_path"]
     pretrained = from_safetensors(path) if path else official(config["model_name"])
     log(f"weights   {pretrained.name}")
-    gentle = {key: value for key, value in FINE_TUNING.items() if key not in wanted.chosen}
+    left = {key for key in config if key not in wanted.chosen or config[key] == AUTO}
+    gentle = {key: FINE_TUNING[key] for key in FINE_TUNING if key in left}
+    gentle = {key: value for key, value in gentle.items() if value != config[key]}
     for key, value in gentle.items():
-        log(f"          {key} {value:g}, as suits fine-tuning: --{key} sets another")
+        log(f"          {key} {value}, as suits fine-tuning: --{key} sets another")
     config = {**config, **gentle, **pretrained.architecture(config, wanted.chosen)}
     build = partial(pretrained.build_model, config["seq_len"], dropout=config["dropout"])
-    return Start(config, lambda vocabulary, machine: build(device=machine.device))
+    return Start(config, lambda config, vocabulary, machine: build(device=machine.device))
 
 
 def random_model(config: dict[str, Any], vocabulary: Vocabulary, machine: Machine) -> Transformer:
@@ -224,7 +186,7 @@ def resumed(wanted: Wanted) -> Start:
     reordered = check_changes(path, state["config"], config)
     is_elsewhere = path.absolute().parent != wanted.folder.absolute()
     is_overtaken = named is not None and run_folder.is_overtaken(wanted.folder, state)
-    build = partial(restored_model, config, state)
+    build = partial(restored_model, state)
     return Start(config, build, path, state, is_elsewhere or is_overtaken, reordered)
 
 
@@ -269,7 +231,7 @@ def check_same_order(start: Start, corpus: Corpus) -> None:
 
 
 def restored_model(
-    config: dict[str, Any], state: dict[str, Any], vocabulary: Vocabulary, machine: Machine
+    state: dict[str, Any], config: dict[str, Any], vocabulary: Vocabulary, machine: Machine
 ) -> Transformer:
     """The model of a checkpoint, its table as compact as the vocabulary."""
     weights = state["model_state_dict"]

@@ -10,11 +10,12 @@ import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from training.schedule import SCHEDULES
 
+AUTO = "auto"  # a rule of training/rules.py chooses
 # What a resume may do with a key.
 FIXED = "fixed"  # the weights have that shape
 ORDERED = "ordered"  # the batches or the moments depend on it: only another text may change it
@@ -87,6 +88,11 @@ def number(test: Callable[[Any], bool], wants: str) -> Rule:
     return Rule(lambda value: is_number(value) and test(value), wants, read_number)
 
 
+def or_auto(rule: Rule) -> Rule:
+    """The rule, which "auto" meets as well."""
+    return replace(rule, is_met=lambda value: value == AUTO or rule.is_met(value))
+
+
 def whole(least: int) -> Rule:
     return number(lambda value: is_whole(value) and value >= least, f"a whole number >= {least}")
 
@@ -143,7 +149,7 @@ KEYS = {
     "embedding_dim": Key(256, "width of the model, a multiple of num_heads", AT_LEAST_1, FIXED),
     "num_layers": Key(4, "transformer blocks", AT_LEAST_1, FIXED),
     "num_heads": Key(8, "attention heads in each block", AT_LEAST_1, FIXED),
-    "dropout": Key(0.1, "share of activations zeroed; 0 suits much text", SHARE_BELOW_1),
+    "dropout": Key(0.1, "share of activations zeroed; 0 suits much text", or_auto(SHARE_BELOW_1)),
     "ffn_hidden_dim": Key(1024, "width inside the feed-forward layers", AT_LEAST_1, FIXED),
     # the optimisation
     "batch_size": Key(8, "windows in memory at once; lower it when memory runs out", AT_LEAST_1),
@@ -153,11 +159,11 @@ KEYS = {
     "max_tokens": Key(0, "the same in tokens shown; 0: any number", AT_LEAST_0),
     "max_minutes": Key(0, "time for all of it: epochs repeat till then; 0: any", NOT_NEGATIVE),
     "optimizer": Key("adamw", "adamw, or muon, which learns more from a step", OPTIMIZER, ORDERED),
-    "learning_rate": Key(3e-4, "the highest rate; larger models want less", POSITIVE),
+    "learning_rate": Key(3e-4, "the highest rate; larger models want less", or_auto(POSITIVE)),
     "lr_schedule": Key("decay", "constant, cosine, linear, or decay in the last fifth", SCHEDULE),
     "lr_min_ratio": Key(0.1, "a rate that falls ends at this share of learning_rate", SHARE),
     "warmup_steps": Key(0, "updates in which the rate rises to learning_rate", AT_LEAST_0),
-    "weight_decay": Key(0.1, "pull of the matrices towards 0", NOT_NEGATIVE),
+    "weight_decay": Key(0.1, "pull of the matrices towards 0", or_auto(NOT_NEGATIVE)),
     "max_grad_norm": Key(1.0, "longer gradients are cut to this length", POSITIVE),
     "patience": Key(5, "evaluations without a better one that end a run; 0: none do", AT_LEAST_0),
     "seed": Key(42, "same seed, same machine: the same bits", SEED, ORDERED),

@@ -1,0 +1,52 @@
+"""What "auto" becomes: values by rules, where nobody has written another."""
+
+import pytest
+from tiny_run import train_quickly
+
+from storage import checkpoint
+from training.rules import DEFAULT_RUN, RULES, PowerLaw
+from training.settings import AUTO
+
+ALL_AUTO = dict.fromkeys(("learning_rate", "weight_decay", "dropout"), AUTO)
+
+
+def config_of(path) -> dict:
+    return checkpoint.load(path)["config"]
+
+
+def test_a_power_law_is_its_base_at_the_default_and_stays_within_its_bounds():
+    law = PowerLaw(1e-3, {"width": -0.5, "batch_tokens": 1.0}, least=1e-4, most=3e-3)
+    assert law(DEFAULT_RUN) == 1e-3
+    assert law({**DEFAULT_RUN, "width": 1024}) == 5e-4
+    assert law({**DEFAULT_RUN, "batch_tokens": 2048, "width": 64}) == 3e-3
+    assert law({**DEFAULT_RUN, "width": 256 * 10_000}) == 1e-4
+
+
+@pytest.mark.parametrize("optimizer", sorted(RULES))
+def test_auto_becomes_numbers_that_the_checkpoint_holds_and_a_resume_keeps(
+    place, capsys, optimizer
+):
+    given = {**ALL_AUTO, "optimizer": optimizer, "max_steps": 4}
+    config = config_of(train_quickly(given))
+    said = capsys.readouterr().out
+    for key in ALL_AUTO:
+        assert isinstance(config[key], float)
+        assert f"auto      {key} {config[key]:g}, by a rule" in said
+    again = config_of(train_quickly({"resume": True, "max_steps": 8}, **ALL_AUTO))
+    assert {key: again[key] for key in ALL_AUTO} == {key: config[key] for key in ALL_AUTO}
+    changed = config_of(train_quickly({"resume": True, "max_steps": 9, "dropout": 0.4}))
+    assert changed["dropout"] == 0.4
+
+
+def test_a_number_that_somebody_wrote_is_never_replaced(place):
+    written = {"learning_rate": 1e-4, "weight_decay": 0.2, "dropout": 0.0, "optimizer": "muon"}
+    config = config_of(train_quickly(written, max_steps=4))
+    assert {key: config[key] for key in written} == written
+
+
+def test_muon_has_a_rate_of_its_own_where_nobody_chose_one(place):
+    muon, adamw = (
+        config_of(train_quickly({"optimizer": name}, max_steps=4))["learning_rate"]
+        for name in ("muon", "adamw")
+    )
+    assert (muon > 1e-3, adamw) == (True, 3e-4)

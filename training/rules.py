@@ -1,0 +1,69 @@
+"""What "auto" stands for: rules for values that suit a model and a text (docs/recipe.md)."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from corpus.corpus import Corpus
+from system.process import log
+from training.capacity import num_parameters
+from training.settings import AUTO
+
+# What the rules look at, of the default model on the text that comes with it.
+DEFAULT_RUN = {"width": 256, "batch_tokens": 1024, "tokens_per_parameter": 0.0278}
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """base x product(feature ** power), features as multiples of the default run's; bounded."""
+
+    base: float
+    powers: Mapping[str, float]
+    least: float
+    most: float
+
+    def __call__(self, features: Mapping[str, float]) -> float:
+        ratios = {name: features[name] / DEFAULT_RUN[name] for name in self.powers}
+        value = self.base * math.prod(ratios[name] ** self.powers[name] for name in ratios)
+        return float(f"{min(self.most, max(self.least, value)):.2g}")
+
+
+def always(value: float) -> PowerLaw:
+    return PowerLaw(value, {}, value, value)
+
+
+RULES = {  # by optimizer
+    "adamw": {
+        "learning_rate": PowerLaw(1e-3, {"width": -0.5, "batch_tokens": 0.5}, 1e-5, 4e-3),
+        "weight_decay": always(0.1),
+        "dropout": always(0.1),
+    },
+    "muon": {
+        "learning_rate": PowerLaw(4e-3, {"batch_tokens": 0.5}, 1e-4, 3e-2),
+        "weight_decay": PowerLaw(1.5, {"tokens_per_parameter": -0.5}, 0.1, 3.0),
+        "dropout": PowerLaw(0.2, {"tokens_per_parameter": -0.5}, 0.0, 0.3),
+    },
+}
+OMITTED = {"muon": ("learning_rate", "dropout")}  # keys whose defaults suit another optimizer
+
+
+def left_to_rules(config: dict[str, Any], chosen: set[str]) -> dict[str, Any]:
+    """The config of a new model, "auto" where nobody chose a value and the default is another's."""
+    omitted = [key for key in OMITTED.get(config["optimizer"], ()) if key not in chosen]
+    return {**config, **dict.fromkeys(omitted, AUTO)}
+
+
+def settled(config: dict[str, Any], corpus: Corpus) -> dict[str, Any]:
+    """The config with a number for each "auto", which is said."""
+    features = {
+        "width": config["embedding_dim"],
+        "batch_tokens": corpus.batches.batch_size * config["seq_len"],
+        "tokens_per_parameter": len(corpus.train_ids)
+        / num_parameters(config, corpus.vocabulary.size),
+    }
+    rules = RULES[config["optimizer"]]
+    found = {key: rule(features) for key, rule in rules.items() if config[key] == AUTO}
+    for key, value in found.items():
+        log(f"auto      {key} {value:g}, by a rule (docs/recipe.md): --{key} sets another")
+    return {**config, **found}
