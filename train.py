@@ -15,7 +15,7 @@ from system.files import make_folder, only_writer, sweep_parts
 from system.process import Stopped, StopSignals, log, run_command, warn
 from training.parallel import joined
 from training.processes import Processes
-from training.wanted import options_from, wanted
+from training.wanted import Wanted, options_from, wanted
 
 if TYPE_CHECKING:
     from training.run import Run
@@ -47,6 +47,7 @@ config = {
     "max_grad_norm": 1.0,  # longer gradients are cut to this length
     "patience": 5,  # evaluations without a better one that end a run; 0: none do
     "seed": 42,  # same seed, same machine: the same bits
+    "seeds": 1,  # trainings, one after the other, each with its seed and folder
     # what it starts from
     "weights_path": "",  # folder or .safetensors of a GPT-2 to tune
     # the text
@@ -89,6 +90,8 @@ def train_in(team: Processes, config: dict[str, Any], options: dict[str, Any]) -
     """Trains with all the processes of the team."""
     constants = {"use_pretrained": USE_PRETRAINED, "model_name": MODEL_NAME}
     asked = wanted({**constants, **config}, options)
+    if asked.config["seeds"] > 1:
+        return train_with_seeds(team, config, asked)
     make_folder(asked.folder)
     with team.by_first(only_writer(asked.folder)), StopSignals(team.agree) as signals:
         from system.neighbours import sharing_processors
@@ -114,6 +117,16 @@ def train_in(team: Processes, config: dict[str, Any], options: dict[str, Any]) -
             run.compare_strategies(path)
         log(last_line(run, path))
         return path
+
+
+def train_with_seeds(team: Processes, config: dict[str, Any], asked: Wanted) -> Path:
+    """Trains once with each of several seeds and says how far they spread; the first one's path."""
+    from training import seeds
+
+    paths = [train_in(team, config, options) for options in seeds.options_of_each(asked)]
+    if team.is_first:
+        log(seeds.spread(paths))
+    return paths[0]
 
 
 def train_to_the_end(run: "Run", signals: StopSignals) -> None:

@@ -167,6 +167,9 @@ KEYS = {
     "max_grad_norm": Key(1.0, "longer gradients are cut to this length", POSITIVE),
     "patience": Key(5, "evaluations without a better one that end a run; 0: none do", AT_LEAST_0),
     "seed": Key(42, "same seed, same machine: the same bits", SEED, ORDERED),
+    "seeds": Key(
+        1, "trainings, one after the other, each with its seed and folder", AT_LEAST_1, SILENT
+    ),
     # what it starts from
     "use_pretrained": Key(False, "True fine-tunes the GPT-2 of model_name", SWITCH, SILENT),
     "model_name": Key("gpt2-small (124M)", "an official GPT-2", OFFICIAL, SILENT),

@@ -49,7 +49,7 @@ class Team(Processes):
         meeting = f"start {start}, meeting {next(MEETINGS)}, "
         self._numbers = dist.PrefixStore(meeting + "numbers", store)
         self._words = dist.PrefixStore(meeting + "words", store.clone())
-        self._num_gathered = 0
+        self._num_gathered, self._trainings = 0, count()
         self._ending, self._is_done = threading.Lock(), threading.Event()
 
     def __str__(self) -> str:
@@ -102,7 +102,7 @@ class Team(Processes):
             torch.cuda.set_device(self.local_rank)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if is_cuda else "gloo",
-            store=self._numbers,
+            store=dist.PrefixStore(f"training {next(self._trainings)}", self._numbers),
             rank=self.rank,
             world_size=self.size,
             timeout=TIMEOUT,

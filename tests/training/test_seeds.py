@@ -1,0 +1,53 @@
+"""Several seeds one after the other: each a run of its own, and what they differ by."""
+
+import re
+from pathlib import Path
+from statistics import mean, stdev
+
+import pytest
+from tiny_run import canonical, prepare, train_quickly
+
+from reports.history import History
+from storage import checkpoint
+from system.errors import ConfigError
+
+
+def best_of(folder: str) -> float:
+    state = checkpoint.load(Path(folder))
+    return History.from_state_dict(state["history"]).best.loss
+
+
+def test_each_seed_is_the_run_that_it_is_alone_and_the_spread_is_said(place, capsys):
+    train_quickly({"seeds": 3, "seed": 7}, max_steps=5, output_dir="runs")
+    losses = [best_of(f"runs/seed_{seed}") for seed in (7, 8, 9)]
+    assert len(set(losses)) == 3
+    said = re.search(
+        r"seeds .* mean ([\d.]+), standard deviation ([\d.]+)", capsys.readouterr().out
+    )
+    expected = [f"{value:.3f}" for value in (mean(losses), stdev(losses))]
+    assert list(said.groups()) == expected
+    prepare(place / "alone")
+    alone = checkpoint.load(train_quickly(seed=8, max_steps=5))
+    among = checkpoint.load(place / "runs" / "seed_8")
+    assert canonical(among["model_state_dict"]) == canonical(alone["model_state_dict"])
+
+
+def test_resumed_the_seeds_go_on_where_they_were(place):
+    train_quickly({"seeds": 2}, max_steps=3)
+    train_quickly({"seeds": 3, "resume": True, "max_steps": 6})
+    steps = [checkpoint.load(Path(f"seed_{s}/model_checkpoint_step_6.pt")) for s in (42, 43, 44)]
+    assert [len(state["history"]["train_losses"]) for state in steps] == [6, 6, 6]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"seed": 2**31 - 2, "seeds": 3}, "seed=2147483648 is not"),
+        ({"seeds": 2, "resume": "a.pt"}, "goes on with its own seed"),
+        ({"seeds": 0}, "seeds=0 is not a whole number >= 1"),
+    ],
+)
+def test_seeds_that_cannot_be_are_refused_before_any_work(place, given, message):
+    with pytest.raises(ConfigError, match=message):
+        train_quickly(given)
+    assert [path.name for path in place.iterdir()] == ["data.txt"]
