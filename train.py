@@ -73,6 +73,7 @@ config = {
     # the machine
     "device": "auto",  # auto, cpu, mps, cuda or cuda:N
     "estimate": False,  # True prints how much memory training takes, and ends
+    "find_lr": False,  # True tries learning rates for a minute, and recommends one
     "checkpoint_activations": False,  # True keeps fewer: less memory, a third slower
     "parallel": "ddp",  # with torchrun: ddp copies the model, fsdp spreads it
     "precision": "auto",  # float32, bfloat16, float16 or auto: the fastest here
@@ -98,9 +99,10 @@ def train_in(team: Processes, config: dict[str, Any], options: dict[str, Any]) -
         from training import begin, store  # bring torch, which --help need not wait for
 
         sweep_parts(asked.folder)
-        if asked.config["estimate"]:
-            log(begin.estimate(asked, team))
-            return asked.folder
+        for question, answer in begin.QUESTIONS.items():
+            if asked.config[question]:
+                log(answer(asked, team))
+                return asked.folder
         run = begin.begin(asked, team)
         signals.hold()
         try:

@@ -73,3 +73,19 @@ def binned(values: Sequence[float], *, max_points: int) -> tuple[list[int], list
     ends = [min(start + size, len(values)) for start in range(0, len(values), size)]
     means = [float(np.mean(values[start : start + size])) for start in range(0, len(values), size)]
     return ends, means
+
+
+def plot_rates(
+    path: Path, rates: Sequence[float], losses: Sequence[float], *, recommended: float
+) -> None:
+    """Draws the loss that each learning rate came to, and the recommended one, into a PNG file."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(rates, losses)
+    axes.axvline(recommended, ls=":", color="C1", label=f"recommended: {recommended:g}")
+    axes.set(xscale="log", xlabel="learning rate", ylabel="loss (nats per token), smoothed")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    write_durably(path, lambda file: figure.savefig(file, format="png", dpi=120))

@@ -27,6 +27,7 @@ from training.estimate import table as estimate_table
 from training.learner import Learner
 from training.processes import ALONE, Processes
 from training.progress import last_step
+from training.rates import find_rate
 from training.rules import left_to_rules, settled
 from training.run import Run
 from training.settings import AUTO, FIXED, FREE, KEYS, ORDERED
@@ -72,6 +73,15 @@ def estimate(wanted: Wanted, team: Processes = ALONE) -> str:
     """The memory that the run would take, as a table; nothing is trained."""
     start, corpus, machine = prepared(wanted, team)
     return estimate_table(start.config, corpus.vocabulary.size, machine)
+
+
+def find_lr(wanted: Wanted, team: Processes = ALONE) -> str:
+    """The learning rate that a short test recommends; no file but its picture is written."""
+    start, corpus, machine = prepared(wanted, team)
+    return find_rate(assembled(start, corpus, machine, wanted, team), wanted.options)
+
+
+QUESTIONS = {"estimate": estimate, "find_lr": find_lr}  # in place of a training
 
 
 def begin(wanted: Wanted, team: Processes = ALONE) -> Run:

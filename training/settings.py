@@ -197,6 +197,9 @@ KEYS = {
     # the machine
     "device": Key("auto", "auto, cpu, mps, cuda or cuda:N", DEVICE),
     "estimate": Key(False, "True prints how much memory training takes, and ends", SWITCH, SILENT),
+    "find_lr": Key(
+        False, "True tries learning rates for a minute, and recommends one", SWITCH, SILENT
+    ),
     "checkpoint_activations": Key(False, "True keeps fewer: less memory, a third slower", SWITCH),
     "parallel": Key("ddp", "with torchrun: ddp copies the model, fsdp spreads it", PARALLEL),
     "precision": Key("auto", "float32, bfloat16, float16 or auto: the fastest here", PRECISION),

@@ -2,8 +2,10 @@
 
 import argparse
 import difflib
+import json
 import os
 import reprlib
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -91,6 +93,16 @@ def without_effect(config: dict[str, Any]) -> list[tuple[str, str]]:
         (config["lr_schedule"] == "constant", "lr_min_ratio", "the rate is constant"),
     ]
     return [(key, f"has no effect: {why}") for is_useless, key, why in rows if is_useless]
+
+
+def command(options: dict[str, Any], decided: dict[str, Any]) -> str:
+    """What to paste to train with the options that were given, but for what was decided since."""
+    given = {key: value for key, value in options.items() if key != "find_lr"}
+    words = ["python", "train.py"]
+    for key, value in {**given, **decided}.items():
+        items = value if isinstance(value, list) else [value]
+        words += [f"--{key}", *(json.dumps(i) if isinstance(i, dict) else str(i) for i in items)]
+    return shlex.join(words)
 
 
 def plain(value: Any) -> Any:

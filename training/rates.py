@@ -1,0 +1,75 @@
+"""Which learning rate suits a run: one that grows from update to update, until the loss rises."""
+
+from collections.abc import Sequence
+from itertools import count
+from typing import Any
+
+from reports.plot import plot_rates
+from system.errors import NonFiniteError
+from system.process import only_warn
+from training.learner import dropout_seeds
+from training.run import Run
+from training.wanted import command
+
+LOWEST, HIGHEST = 1e-5, 1.0
+SECONDS, LEAST_STEPS, MOST_STEPS = 40, 10, 240
+KEPT = 0.9  # of the mean loss so far, by each update
+TOO_BAD = 1.1  # times the lowest mean loss: what comes then is worse still
+SAFETY = 10  # the rate that is best for a short test is too high for a whole run
+NAME = "learning_rates.png"
+
+
+def find_rate(run: Run, options: dict[str, Any]) -> str:
+    """Tries rates from low to high and draws the losses; what it found, and a command to paste."""
+    rates, losses = tried(run, num_rates=num_rates_in_time(run))
+    means = smooth(losses)
+    best = rates[means.index(min(means))]
+    recommended = float(f"{best / SAFETY:.1g}")
+    path = run.folder / NAME
+    if run.team.is_first:
+        with only_warn(f"no {NAME}"):
+            plot_rates(path, rates, means, recommended=recommended)
+    return (
+        f"rates     {len(rates)} updates from {rates[0]:.0e} to {rates[-1]:.0e}: {path}\n"
+        f"          the loss is lowest at {best:.1e}; a whole run wants about a tenth of that\n"
+        f"next      {command(options, {'learning_rate': f'{recommended:g}'})}"
+    )
+
+
+def num_rates_in_time(run: Run) -> int:
+    """How many updates the test may take, the same in all processes."""
+    inputs, targets = run.batch(0)
+    seeds = dropout_seeds(run.config["seed"], 0, len(inputs))
+    wanted = round(SECONDS / run.learner.seconds_per_update(inputs, targets, seeds))
+    return run.team.highest(min(MOST_STEPS, max(LEAST_STEPS, wanted)) * run.team.is_first)
+
+
+def tried(run: Run, *, num_rates: int) -> tuple[list[float], list[float]]:
+    """Rates and the loss of an update at each, up to where the loss has become much worse."""
+    rates: list[float] = []
+    losses: list[float] = []
+    for step in range(num_rates):
+        rate = LOWEST * (HIGHEST / LOWEST) ** (step / (num_rates - 1))
+        inputs, targets = run.batch(step)
+        seeds = dropout_seeds(run.config["seed"], step, len(inputs))
+        try:
+            record = run.learner.update(inputs, targets, learning_rate=rate, seeds=seeds)
+        except NonFiniteError:
+            if not rates:
+                raise
+            break
+        rates.append(rate)
+        losses.append(record.loss)
+        means = smooth(losses)
+        if means[-1] > TOO_BAD * min(means):
+            break
+    return rates, losses
+
+
+def smooth(losses: Sequence[float]) -> list[float]:
+    """Of each loss and those before it the mean, in which older ones count for less."""
+    means, total = [], 0.0
+    for number, loss in zip(count(1), losses, strict=False):
+        total = KEPT * total + (1 - KEPT) * loss
+        means.append(total / (1 - KEPT**number))
+    return means
