@@ -74,6 +74,7 @@ config = {
     "device": "auto",  # auto, cpu, mps, cuda or cuda:N
     "estimate": False,  # True prints how much memory training takes, and ends
     "find_lr": False,  # True tries learning rates for a minute, and recommends one
+    "plan": False,  # True proposes a model for max_minutes on this machine and text
     "checkpoint_activations": False,  # True keeps fewer: less memory, a third slower
     "parallel": "ddp",  # with torchrun: ddp copies the model, fsdp spreads it
     "precision": "auto",  # float32, bfloat16, float16 or auto: the fastest here

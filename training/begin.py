@@ -25,6 +25,7 @@ from training.agreement import check_same, chosen_machine, facts_of
 from training.description import as_text, environment, rows_about
 from training.estimate import table as estimate_table
 from training.learner import Learner
+from training.plan import planned
 from training.processes import ALONE, Processes
 from training.progress import last_step
 from training.rates import find_rate
@@ -81,7 +82,13 @@ def find_lr(wanted: Wanted, team: Processes = ALONE) -> str:
     return find_rate(assembled(start, corpus, machine, wanted, team), wanted.options)
 
 
-QUESTIONS = {"estimate": estimate, "find_lr": find_lr}  # in place of a training
+def plan(wanted: Wanted, team: Processes = ALONE) -> str:
+    """A model and a command for the minutes that there are; nothing is trained."""
+    start, corpus, machine = prepared(wanted, team)
+    return planned(start.config, corpus, machine, wanted.options)
+
+
+QUESTIONS = {"estimate": estimate, "find_lr": find_lr, "plan": plan}  # in place of a training
 
 
 def begin(wanted: Wanted, team: Processes = ALONE) -> Run:

@@ -200,6 +200,9 @@ KEYS = {
     "find_lr": Key(
         False, "True tries learning rates for a minute, and recommends one", SWITCH, SILENT
     ),
+    "plan": Key(
+        False, "True proposes a model for max_minutes on this machine and text", SWITCH, SILENT
+    ),
     "checkpoint_activations": Key(False, "True keeps fewer: less memory, a third slower", SWITCH),
     "parallel": Key("ddp", "with torchrun: ddp copies the model, fsdp spreads it", PARALLEL),
     "precision": Key("auto", "float32, bfloat16, float16 or auto: the fastest here", PRECISION),

@@ -18,6 +18,8 @@ from system.files import as_path
 from training.parallel import is_launched
 from training.settings import DEFAULTS, KEYS
 
+SHORT = {"max_minutes": ["--minutes"]}  # other names of options
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -97,7 +99,7 @@ def without_effect(config: dict[str, Any]) -> list[tuple[str, str]]:
 
 def command(options: dict[str, Any], decided: dict[str, Any]) -> str:
     """What to paste to train with the options that were given, but for what was decided since."""
-    given = {key: value for key, value in options.items() if key != "find_lr"}
+    given = {key: value for key, value in options.items() if key not in ("plan", "find_lr")}
     words = ["python", "train.py"]
     for key, value in {**given, **decided}.items():
         items = value if isinstance(value, list) else [value]
@@ -137,6 +139,8 @@ def problems_of(config: dict[str, Any]) -> list[str]:
                 f"embedding_dim={dim} is not a multiple of num_heads={heads} ({dim} = "
                 f"{dim // heads} x {heads} + {rest}): try {max(1, round(dim / heads)) * heads}"
             )
+    if config.get("plan") is True and not config.get("max_minutes"):
+        problems.append("plan is for a time: give it as --max_minutes 30, say")
     return problems
 
 
@@ -165,6 +169,7 @@ def options_from(arguments: Sequence[str], script: dict[str, Any]) -> dict[str, 
     for name, key in KEYS.items():
         parser.add_argument(
             *dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"]),
+            *SHORT.get(name, ()),
             default=argparse.SUPPRESS,
             type=key.rule.read,
             help=f"{key.remark} ({script.get(name, key.default)!r})".replace("%", "%%"),

@@ -1,0 +1,132 @@
+"""How large a model suits so many minutes, on this machine, for this text: measured, then told."""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from corpus.corpus import Corpus
+from storage import checkpoint
+from system.machine import Machine
+from training.capacity import num_parameters
+from training.learner import Learner, dropout_seeds
+from training.wanted import command
+
+HEAD_SIZE, NUM_WORSE = 32, 3  # sizes in a row that are worse than the best: the next ones are, too
+SIZES = (  # width, depth
+    *((32, 1), (64, 1), (64, 2), (96, 2), (128, 2), (128, 3), (192, 3), (256, 4), (320, 5)),
+    *((384, 6), (512, 8), (640, 10), (768, 12), (1024, 16)),
+)
+BATCH_TOKENS, MOST_UPDATES = 1024, 4000  # beyond so many, batches are larger
+TRAINING = 0.85  # of the time: the rest is the start, evaluations and writes
+# Of the loss what parameters and tokens lower (Hoffmann et al. 2022), and how often tokens may come
+# again until that is worth nothing (Muennighoff et al. 2023).
+A, ALPHA, B, BETA, PASSES = 406.4, 0.34, 410.7, 0.28, 15.4
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model, and what it would be shown in the time."""
+
+    width: int
+    depth: int
+    num_parameters: int
+    num_tokens: float
+    num_passes: float
+
+    @property
+    def excess(self) -> float:
+        """Nats a token that more parameters and tokens could save, by the rule."""
+        again = max(0.0, self.num_passes - 1)
+        worth = min(1.0, self.num_passes) + PASSES * (1 - math.exp(-again / PASSES))
+        num_different = self.num_tokens / self.num_passes
+        return A / self.num_parameters**ALPHA + B / (num_different * worth) ** BETA
+
+    def __str__(self) -> str:
+        return (
+            f"{self.width} x {self.depth}: {self.num_parameters / 1e6:.2f} M parameters, "
+            f"{self.num_tokens / 1e6:.2f} M tokens, {self.num_passes:.1f} times the text"
+        )
+
+
+def planned(
+    config: dict[str, Any], corpus: Corpus, machine: Machine, options: dict[str, Any]
+) -> str:
+    """The proposal and its reasons; its last line is the command, which keeps other `options`."""
+    half = corpus.facts["quantiles"][2]  # of the documents have up to so many tokens
+    minutes = config["max_minutes"]
+    seq_len = min(256 if minutes >= 60 else 128, max(64, 2 ** (half - 1).bit_length()))
+    context = {"seq_len": seq_len, "stride": seq_len // 2, "batch_size": BATCH_TOKENS // seq_len}
+    config = {**config, **context, "grad_accum_steps": 1}
+    sizes = list(measured(config, corpus, machine))
+    best = min(sizes, key=lambda size: size.excess)
+    lines = [
+        f"plan      {minutes:g} minutes, of which updates get {TRAINING:.0%}; width x depth:",
+        *(
+            f"          {size}, {size.excess - best.excess:+.3f} nats"
+            for size in around(best, sizes)
+        ),
+        f"          speeds of {len(sizes)} sizes were measured here, nats follow from the rule",
+        f"          {A:g} / parameters^{ALPHA:g} + {B:g} / tokens^{BETA:g}, for which the same",
+        f"          tokens again are worth less, after {PASSES:g} times hardly any: {advice(best)}",
+        f"          context {seq_len}: half of the documents have up to {half:,} tokens",
+        f"next      {command(options, {'max_minutes': f'{minutes:g}', **changes(best, context)})}",
+    ]
+    return "\n".join(lines)
+
+
+def measured(config: dict[str, Any], corpus: Corpus, machine: Machine) -> Iterator[Size]:
+    """What each size would be shown in the time, from small to large, as long as it may be best."""
+    excesses: list[float] = []
+    num_rows = corpus.vocabulary.size
+    for width, depth in SIZES:
+        changed = {**config, **shape(width, depth)}
+        speed = 1 / seconds_a_token(changed, num_rows, machine)
+        num_tokens = 60 * config["max_minutes"] * TRAINING * speed
+        num_passes = num_tokens / len(corpus.train_ids)
+        size = Size(width, depth, num_parameters(changed, num_rows), num_tokens, num_passes)
+        excesses.append(size.excess)
+        yield size
+        if len(excesses) - excesses.index(min(excesses)) > NUM_WORSE:
+            return
+
+
+def seconds_a_token(config: dict[str, Any], num_rows: int, machine: Machine) -> float:
+    """Of the fastest of a few updates of such a model, by tokens without sense."""
+    learner = Learner(checkpoint.build_model(config, num_rows).to(machine.device), machine, config)
+    size = config["batch_size"], config["seq_len"]
+    ids = torch.arange(math.prod(size), device=machine.device).view(size) % num_rows
+    times = []
+    for _ in range(4):
+        start = time.perf_counter()
+        learner.update(ids, ids, learning_rate=1e-4, seeds=dropout_seeds(0, 0, len(ids)))
+        times.append(time.perf_counter() - start)
+    return min(times) / ids.numel()
+
+
+def shape(width: int, depth: int) -> dict[str, int]:
+    sizes = {"embedding_dim": width, "num_layers": depth, "num_heads": width // HEAD_SIZE}
+    return {**sizes, "ffn_hidden_dim": 4 * width}
+
+
+def around(best: Size, sizes: list[Size]) -> list[Size]:
+    """The best size between its neighbours."""
+    place = sizes.index(best)
+    return sizes[max(0, place - 1) : place + 2]
+
+
+def advice(best: Size) -> str:
+    """What the passes over the text say of it."""
+    if best.num_passes > PASSES:
+        return "more text would help"
+    return "it still pays here" if best.num_passes > 1 else "here there is text enough"
+
+
+def changes(best: Size, context: dict[str, int]) -> dict[str, int]:
+    """The config's keys that the plan decides; very many updates become fewer, larger ones."""
+    doublings = max(0, math.ceil(math.log2(best.num_tokens / BATCH_TOKENS / MOST_UPDATES)))
+    batch_size = context["batch_size"] * 2**doublings
+    return {**shape(best.width, best.depth), **context, "batch_size": batch_size}
