@@ -16,6 +16,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -88,23 +89,18 @@ class NativeLinear(nn.Module):
         self, weight: Tensor, bias: Tensor | None, *, scales: Tensor | None, many: nn.Module
     ) -> None:
         super().__init__()
-        N, K = weight.shape
-        self.many, self.dtype = many, weight.dtype
-        self.parts = (  # kept, for the table has their addresses
-            weight.contiguous(),
-            torch.ones(N) if scales is None else scales.contiguous(),
-            torch.zeros(N) if bias is None else bias.detach().float(),
-        )
-        self.table = [*(part.data_ptr() for part in self.parts), N, K]
-        self.struct = torch.tensor(self.table)
+        N = len(weight)
+        self.many, self.dtype, self.weight = many, weight.dtype, weight.contiguous()
+        self.scales = torch.ones(N) if scales is None else scales.contiguous()
+        self.bias = torch.zeros(N) if bias is None else bias.detach().float()
 
     def forward(self, x: Tensor) -> Tensor:
-        N, K = self.table[-2:]
+        N, K = self.weight.shape
         if x.numel() > FEW[self.dtype] * K:
             return self.many(x)
         x = x.float().contiguous()
         result = x.new_empty(*x.shape[:-1], N)
-        call("layer", self.dtype, self.struct, x, x.numel() // K, result)
+        call("layer", self.dtype, torch.tensor(table_of(self)), x, x.numel() // K, result)
         return result
 
 
@@ -114,10 +110,12 @@ class NativeStates:
     def __init__(self, model: Transformer) -> None:
         self.model, self.dtype = model, model.blocks[0].attention.qkv.dtype
         self.cache_dtype = torch.float32 if self.dtype == torch.float32 else torch.bfloat16
-        self.blocks = torch.tensor([x for part in model.blocks.modules() for x in table_of(part)])
-        num_heads, C = model.blocks[0].attention.num_heads, model.positional_encoding.pe.size(1)
-        sizes = self.blocks.data_ptr(), len(model.blocks), num_heads, C
-        self.struct = torch.tensor([*sizes, *table_of(model.final_norm)])
+        kinds = NativeLinear, LayerNormalization
+        self.parts = [part for part in model.modules() if isinstance(part, kinds)]  # in their order
+        self.tables: tuple[Tensor, ...] = ()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "tables": ()}  # a copy has addresses of its own
 
     def __call__(
         self, tokens: Tensor, cache: KeyValueCache | None = None, **seeds: Tensor
@@ -131,18 +129,27 @@ class NativeStates:
         places = torch.tensor([[row for row in range(B) for _ in range(T)], positions])
         cache.lengths = [start + T for start in cache.lengths]
         pe, memory = self.model.positional_encoding.pe, cache.memory
+        assert max(positions) < memory.size(4), "the cache is full"
         x = self.model.input_embedding(tokens).flatten(0, 1) + F.embedding(places[1], pe)
+        self.tables = self.tables or self.make_tables()
         where = torch.tensor([memory.data_ptr(), *memory.stride()[:3], memory.size(4)])
-        call("step", self.dtype, self.struct, where, B * T, places[0], places[1], x)
+        call("step", self.dtype, self.tables[0], where, B * T, places[0], places[1], x)
         return x.unflatten(0, (B, T))
 
+    def make_tables(self) -> tuple[Tensor, ...]:
+        """The structs Model and Block of step.cpp, as they lie in memory."""
+        numbers = [number for part in self.parts for number in table_of(part)]
+        blocks, attention = torch.tensor(numbers), self.model.blocks[0].attention
+        sizes = len(self.model.blocks), attention.num_heads, attention.qkv.weight.size(1)
+        return torch.tensor([blocks.data_ptr(), *sizes, *numbers[-2:]]), blocks  # the last norm's
 
-def table_of(part: nn.Module) -> list[int]:
+
+def table_of(part: NativeLinear | LayerNormalization) -> list[int]:
     """What a struct of step.cpp has of a part: addresses and sizes."""
     if isinstance(part, NativeLinear):
-        return part.table
-    is_norm = isinstance(part, LayerNormalization)
-    return [part.weight.data_ptr(), part.bias.data_ptr()] if is_norm else []
+        tensors = part.weight, part.scales, part.bias
+        return [*(tensor.data_ptr() for tensor in tensors), *part.weight.shape]
+    return [part.weight.data_ptr(), part.bias.data_ptr()]
 
 
 def cache_dtype(model: Transformer, num_rows: int) -> torch.dtype:

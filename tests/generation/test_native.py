@@ -1,5 +1,8 @@
 """Few tokens in C++: the same numbers as torch's, and torch's where there is no compiler."""
 
+import gc
+from copy import deepcopy
+
 import pytest
 import torch
 from test_fast_weights import VARIANTS, variant
@@ -123,6 +126,16 @@ def test_beams_are_those_of_torch():
     settings = {"num_beams": 3, "stop_tokens": {4}}
     expected = beams_of(model, PROMPTS[:3], 2 * T, **settings)
     assert beams_of(prepared(model, "float32"), PROMPTS[:3], 2 * T, **settings) == expected
+
+
+@needs_compiler
+@pytest.mark.usefixtures("always")
+def test_a_copy_outlives_what_it_is_a_copy_of():
+    model = prepared(clear_model(), "int8")
+    expected = tokens_of(model, PROMPTS, T)
+    model = deepcopy(model)
+    gc.collect()
+    assert tokens_of(model, PROMPTS, T) == expected
 
 
 def hooked() -> Transformer:
