@@ -74,24 +74,23 @@ class Sharded(Whole):
 
     is_sharded = True
 
-    def renew(self, config: dict[str, Any]) -> None:
-        if not hasattr(self, "trained"):
-            self._shard()
-        for block in self.model.blocks:
-            block.forward = enduring(block.forward, self.tried)
-
-    def _shard(self) -> None:
+    def __init__(self, objective: NextTokenLoss, machine: Machine, config: dict[str, Any]) -> None:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard  # takes a second
 
-        mesh = init_device_mesh(self.machine.device.type, (distributed.get_world_size(),))
-        for block in self.model.blocks:
-            fully_shard(block, mesh=mesh)
-        self.objective = self.trained = fully_shard(self.bare, mesh=mesh)
-        self.tried = Attempt()
-        model, self.bare._of_hidden = self.model, enduring(self.bare._of_hidden, self.tried)
+        mesh = init_device_mesh(machine.device.type, (distributed.get_world_size(),))
+        model, self.tried = objective.model, Attempt()
+        for module in (*model.blocks, objective):
+            fully_shard(module, mesh=mesh)
+        objective._of_hidden = enduring(objective._of_hidden, self.tried)
         for module in (model.input_embedding, model.positional_encoding, model.final_norm):
             module.forward = enduring(module.forward, self.tried)
+        super().__init__(objective, machine, config)
+
+    def renew(self, config: dict[str, Any]) -> None:
+        self.objective = self.trained = self.bare
+        for block in self.model.blocks:
+            block.forward = enduring(block.forward, self.tried)
 
     @contextmanager
     def attempt(self) -> Iterator[Attempt]:

@@ -89,17 +89,15 @@ class Team(Processes):
         return context if self.is_first else nullcontext()
 
     def start(self, device: str) -> str:
-        if device == "mps" or (device == "auto" and not torch.cuda.is_available()):
-            device = "cpu"  # torch has no channel between MPS devices
-        is_cuda = device == "auto" or device.startswith("cuda")
+        is_cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+        device = f"cuda:{self.local_rank}" if is_cuda else "cpu"  # there are no channels of MPS
+        if is_cuda and self.local_rank >= torch.cuda.device_count():
+            raise ProcessesError(
+                f"more processes than GPUs ({self.num_local} here, "
+                f"{torch.cuda.device_count()} GPUs): lower --nproc_per_node"
+            )
         if is_cuda:
-            device = f"cuda:{self.local_rank}"
-            if self.local_rank >= torch.cuda.device_count():
-                raise ProcessesError(
-                    f"more processes than GPUs ({self.num_local} here, "
-                    f"{torch.cuda.device_count()} GPUs): lower --nproc_per_node"
-                )
-            torch.cuda.set_device(self.local_rank)
+            torch.cuda.set_device(device)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if is_cuda else "gloo",
             store=dist.PrefixStore(f"training {next(self._trainings)}", self._numbers),
@@ -123,17 +121,14 @@ class Team(Processes):
 
     def gather(self, value: Any) -> list[Any]:
         self._num_gathered += 1
-        key = f"gather {self._num_gathered}"
-        self._words.set(f"{key} {self.rank}", json.dumps(value))
-        return [json.loads(self._wait_for(f"{key} {rank}")) for rank in range(self.size)]
-
-    def _wait_for(self, key: str) -> bytes:
+        keys = [f"gather {self._num_gathered} {rank}" for rank in range(self.size)]
+        self._words.set(keys[self.rank], json.dumps(value))
         end = time.monotonic() + TIMEOUT.total_seconds()
-        while not self._words.check([key]):
+        while not self._words.check(keys):
             if time.monotonic() > end:
                 raise ProcessesError(LOST)
             time.sleep(0.01)
-        return self._words.get(key)
+        return [json.loads(self._words.get(key)) for key in keys]
 
     def part(self) -> None:
         # Were DDP's the last reference, it would wait for gloo's thread, which waits for Python.
