@@ -4,36 +4,26 @@ import json
 import os
 import random
 import shutil
-import socket
-import subprocess
-import sys
-import time
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import psutil
 import pytest
 import torch
+from launching import CHANGES, launch
 from parallel_life import lead, rows_and_model
 from test_notebook import SNIPPET
 from tiny_run import canonical, prepare, train_quickly
 from torch.nn import functional as F
 
-import train
 from reports import plot
 from storage import checkpoint, run_folder, sharded
-from system.errors import CheckpointError, ProcessesError
+from system.errors import CheckpointError
 
-TESTS = Path(train.__file__).parent / "tests"
-CHANGES = {"num_epochs": 17, "patience": 0, "eval_freq": 8, "save_freq": 9}  # with dropout
 SHORT = {**CHANGES, "num_epochs": 4, "eval_freq": 2}
 NUM_STEPS = 102
 FILE = "alone/model_checkpoint_step_99.pt"
 PARTS = "fsdp 2/model_checkpoint_step_99.sharded"
 STEPS = [Path(f"model_checkpoint_step_{step}.sharded") for step in (102, 99)]
 PIECES = [(8, 8), (8, 2), (7, 3), (5, 2), (1, 1)]  # rows, and how many of them at once
-SECONDS = 280  # that any start may take on a busy machine
 
 
 def faults_of_memory(seed: int) -> list[dict]:
@@ -53,45 +43,6 @@ def faults_of_memory(seed: int) -> list[dict]:
         }
         for step in draw.sample(range(24), 20)
     ]
-
-
-class End(NamedTuple):
-    """How a start ended."""
-
-    code: int
-    stdout: str
-    stderr: str
-    seconds: float
-
-    @property
-    def lines(self) -> list[str]:
-        """What our processes, not the launcher, said of their end."""
-        return [
-            line for line in self.stderr.splitlines() if line.startswith(("error:", "stopped:"))
-        ]
-
-
-def launch(num_processes: int, *trainings: dict, options: tuple = (), **environment: str) -> End:
-    """A torchrun, or python alone for 0 processes; nothing of it outlives the call."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
-    torchrun += options
-    start = time.monotonic()
-    process = subprocess.Popen(
-        [sys.executable, *torchrun * (num_processes > 0), TESTS / "parallel_life.py"]
-        + [json.dumps({**CHANGES, **training}) for training in trainings],
-        env={**os.environ, "PYTHONPATH": str(TESTS.parent)} | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        out, err = process.communicate(timeout=SECONDS)
-    finally:
-        with suppress(psutil.NoSuchProcess):
-            for child in psutil.Process(process.pid).children(recursive=True):
-                child.kill()
-        process.kill()
-    return End(process.returncode, out, err, time.monotonic() - start)
 
 
 def rows_of(folder: Path) -> list[list]:
@@ -149,7 +100,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ]
         twos[-1]["parallel"] = "fsdp"
     twos += [
-        {"gradients": {"path": f"gradients of {way}.pt", "parallel": way, "cases": PIECES}}
+        {"gradients": {"path": f"gradients of {way}", "parallel": way, "cases": PIECES}}
         for way in ("ddp", "fsdp")
     ]
     fours = [
@@ -211,7 +162,7 @@ def test_several_read_each_document_alone_as_one_does(home, way):
 
 @pytest.mark.parametrize("way", ["ddp", "fsdp"])
 def test_however_the_rows_are_divided_their_gradients_are_those_of_the_batch(home, way):
-    found = torch.load(home / f"gradients of {way}.pt")
+    found = torch.load(home / f"gradients of {way}")
     for (num_rows, _), gradients in zip(PIECES, found, strict=True):
         (inputs, targets, seeds), model = rows_and_model(num_rows)
         logits = model.head(model.hidden_states(inputs, seeds=seeds))
@@ -255,61 +206,6 @@ def flip_a_bit(path: Path) -> None:
     path.write_bytes(content)
 
 
-def ended(folder: Path, do: str, ranks: list[int], *, parallel: str = "ddp", **more: Any) -> End:
-    """How two processes end if one of them meets the fault ahead of update 7."""
-    fault = {"do": do, "ranks": ranks, "step": 7, "how": more.pop("how", {})}
-    changes = {"output_dir": "run", "save_freq": 3, "parallel": parallel, "faults": [fault]}
-    end = launch(2, changes, **more)
-    assert end.code != 0
-    assert len(end.lines) == 1, end.stderr[-3000:]
-    steps = [sharded.glance(path)[1] for path in (folder / "run").glob("*_step_*")]
-    assert max(steps) == (8 if "signal" in do else 6)
-    return end
-
-
-@pytest.mark.parametrize("do", ["signal", pytest.param("signal launcher", marks=pytest.mark.slow)])
-def test_a_signal_to_one_process_stops_all_at_the_same_step_with_one_checkpoint(place, do):
-    end = ended(place, do, [1])
-    said = "stopped: by SIGTERM after step 8, saved run/model_checkpoint_step_8.pt: python train.py"
-    assert end.lines[0].startswith(said)
-    assert ("exitcode: 143" in end.stderr) == (do == "signal")
-
-
-LOST = "error: another process has ended, or does not answer: python train.py --resume goes on"
-
-
-@pytest.mark.parametrize("ranks", [[1], pytest.param([0], marks=pytest.mark.slow)])
-def test_the_death_of_a_process_ends_all_with_one_line(place, ranks):
-    end = ended(place, "kill", ranks)
-    assert end.lines == [LOST]
-
-
-@pytest.mark.slow  # torchrun gives a frozen process 30 seconds more
-def test_a_frozen_process_ends_all_once_it_has_been_silent_for_too_long(place):
-    end = ended(place, "freeze", [1], TEST_TIMEOUT="5")
-    assert end.lines == [LOST]
-
-
-def test_an_error_in_one_process_ends_all_with_its_line(place):
-    end = ended(place, "raise", [1])
-    assert end.lines == ["error: a bug of ours (process 1 of 2 LookupError)"]
-
-
-@pytest.mark.slow
-def test_a_nan_in_one_process_ends_all_alike(place):
-    end = ended(place, "nan", [1])
-    assert end.lines[0].startswith("error: training diverged (loss")
-    assert end.stderr.count("exitcode  : 7") == 2
-
-
-@pytest.mark.slow
-def test_memory_that_runs_out_in_an_exchange_of_weights_ends_all(place):
-    end = ended(place, "full", [1], parallel="fsdp", how={"when": "forward", "part": "blocks.0"})
-    assert end.lines[0].startswith("error: out of memory with one window at a time")
-    assert end.lines[0].endswith("then --resume (process 1 of 2)")
-    assert "exitcode  : 8" in end.stderr
-
-
 @pytest.mark.slow
 def test_several_compiled_processes_read_each_document_alone_as_one_does(home, place):
     end = launch(2, {**SHORT, "output_dir": "run", "mask_documents": True, "compile": "on"})
@@ -327,35 +223,3 @@ def test_a_launcher_that_starts_again_goes_on_from_the_newest_checkpoint(home, p
     assert "no checkpoint is there yet: the run starts from its beginning" in end.stdout
     assert "resumed   run/model_checkpoint_step_18.pt at step 18 of 102" in end.stdout
     check_same_curve(place / "run", home / "alone")
-
-
-def test_processes_that_differ_are_named_before_the_first_step(place):
-    end = launch(2, {"output_dir": "run", "of_rank": [{}, {"eval_freq": 5}]})
-    assert end.lines == [
-        "error: the processes differ (eval_freq is 5 in process 1, 8 in process 0): start all of "
-        "them with the same command, code and files"
-    ]
-    assert "exitcode  : 9" in end.stderr
-
-
-@pytest.mark.parametrize(
-    "environment",
-    [{"WORLD_SIZE": "2"}, {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}],
-)
-def test_half_a_launch_is_a_line(monkeypatch, environment):
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(ProcessesError, match=r"half a launch .no .*MASTER_PORT") as caught:
-        train.train({})
-    assert caught.value.exit_code == 9
-
-
-def test_a_port_that_is_taken_is_a_line(place, run_python):
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        launched = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-        launched["MASTER_PORT"] = str(server.getsockname()[1])
-        command = (Path(train.__file__), "--data", "data.txt")
-        end = run_python(*command, folder=place, **launched)
-    assert end.returncode == 9
-    assert end.stderr.startswith("error: the processes cannot meet (127.0.0.1:")
-    assert end.stderr.count("\n") == 1
