@@ -44,6 +44,7 @@ config = {
     "lr_min_ratio": 0.1,  # a rate that falls ends at this share of learning_rate
     "warmup_steps": 0,  # updates in which the rate rises to learning_rate
     "weight_decay": 0.1,  # pull of the matrices towards 0
+    "average_weights": "",  # ema, tail, or a decay below 1: judged too; empty: no
     "max_grad_norm": 1.0,  # longer gradients are cut to this length
     "patience": 5,  # evaluations without a better one that end a run; 0: none do
     "seed": 42,  # same seed, same machine: the same bits

@@ -26,12 +26,17 @@ class UpdateRecord:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The model on the validation part after `step` updates; the loss is in nats a token."""
+    """The model on the validation part after `step` updates; the loss is in nats a token.
+
+    Where weights are averaged, it is the lower of two, and the other one stands beside it.
+    """
 
     step: int
     tokens_seen: int
     loss: float
     bits_per_byte: float
+    other_loss: float | None = None
+    is_averaged: bool = False  # the loss is that of the averages
 
     @property
     def perplexity(self) -> float:
@@ -76,12 +81,14 @@ class History:
         losses = self.train_losses[since:]
         train_loss = f"{np.mean(losses):.3f}" if losses else "  -  "
         gap = f"  gap {latest.loss - np.mean(losses):.3f}" if losses else ""
+        other = "not averaged" if latest.is_averaged else "averaged"
         others = ", ".join(f"{name} {bits:.2f}" for name, bits in self.baselines.items())
         return (
             f"step {latest.step:>6,}  train {train_loss}  val {latest.loss:.3f}  "
             f"ppl {latest.perplexity:,.1f}  bits/byte {latest.bits_per_byte:.3f}"
             + (f" ({others})" if others else "")
             + gap
+            + (f"  {other} {latest.other_loss:.3f}" if latest.other_loss is not None else "")
             + (f"  {self.num_skipped} skipped" if self.num_skipped else "")
         )
 

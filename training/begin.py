@@ -103,11 +103,11 @@ def begin(wanted: Wanted, team: Processes = ALONE) -> Run:
     if start.path:
         go_on(run, start)
     else:
-        num_steps = run.progress.last_step
-        if run.config["warmup_steps"] > num_steps:
+        warmup_steps, num_steps = run.config["warmup_steps"], run.progress.last_step
+        if warmup_steps > num_steps:
             raise ConfigError(
-                f"config: warmup_steps={run.config['warmup_steps']} is more than the run's "
-                f"{num_steps} steps ({run.progress.limit}): try {num_steps // 10}"
+                f"config: warmup_steps={warmup_steps} is more than the run's {num_steps} steps "
+                f"({run.progress.limit}): try {num_steps // 10}"
             )
         make_way(run)
     if team.is_first:
@@ -263,7 +263,6 @@ def go_on(run: Run, start: Start) -> None:
     path = start.path
     has_moments = not start.reordered and start.state["text_sha256"] == run.corpus.text_sha256
     store.restore(run, path, start.state, has_moments=has_moments)
-    run.progress.read()
     log(f"resumed   {path} at {run.progress.place(run.step)}")
     if run.is_over():
         log(f"          that is the end: raise {run.progress.limit} to train on")

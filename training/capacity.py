@@ -42,10 +42,11 @@ def check_memory(
 
 
 def moments_of(config: dict[str, Any], num_weights: int) -> int:
-    """Bytes of what the optimizer keeps."""
+    """Bytes of what the optimizer keeps, and of averages."""
     kind, C, F = OPTIMIZERS[config["optimizer"]], config["embedding_dim"], config["ffn_hidden_dim"]
     in_blocks = config["num_layers"] * (4 * C * C + 2 * C * F)
-    return 4 * (kind.num_moments * num_weights - kind.num_fewer_in_blocks * in_blocks)
+    num_kept = kind.num_moments + bool(config["average_weights"])
+    return 4 * (num_kept * num_weights - kind.num_fewer_in_blocks * in_blocks)
 
 
 def num_parameters(config: dict[str, Any], num_rows: int) -> int:

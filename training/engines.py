@@ -44,6 +44,9 @@ class Whole:
         """The weights by name, whole; all processes have to ask."""
         return self.model.state_dict()
 
+    def forget(self) -> None:
+        """After weights were changed by other than the optimizer: copies of them are old."""
+
 
 class Replicated(Whole):
     """Every process has all the weights (DistributedDataParallel)."""
@@ -107,6 +110,9 @@ class Sharded(Whole):
 
     def weights(self) -> dict[str, Tensor]:
         return {name: whole(weight) for name, weight in self.model.state_dict().items()}
+
+    def forget(self) -> None:
+        self.objective.reshard()  # a forward pass without a backward one leaves the table whole
 
 
 def engine_for(

@@ -108,3 +108,4 @@ class Progress:
     def load_state_dict(self, state: dict[str, float]) -> None:
         """Goes on with what an earlier session has left of the time."""
         self.used_before, self.first = state.get("used", 0.0), state.get("first")
+        self.read()

@@ -27,6 +27,7 @@ from storage.run_folder import COMPARISON_NAME, HISTORY_NAME, PLOT_NAME
 from system.errors import NonFiniteError
 from system.process import log, only_warn
 from tokenizer import GPT2Tokenizer
+from training.averages import Averages
 from training.learner import Learner, dropout_seeds
 from training.memory import only_out_of_memory
 from training.progress import Progress
@@ -54,6 +55,7 @@ class Run:
         self.tokenizer = GPT2Tokenizer()
         self.progress = Progress(config, corpus.batches, self.team)
         self.val_rows = learner.machine.place(corpus.vocabulary.compact(corpus.val_ids))
+        self.averages = Averages(learner.model, learner.engine, config["average_weights"])
         self.id = self.team.gather(uuid.uuid4().hex)[0]
         self.step = 0
         self.saved_step = 0  # there is nothing to save of step 0
@@ -88,7 +90,7 @@ class Run:
     def update(self) -> None:
         """Makes one update of the weights: batch number `step` at the rate of that step."""
         self.progress.start()
-        rate = self.learning_rate(self.step)
+        rate, progress = self.learning_rate(self.step), self.share(self.step)
         inputs, targets = self.next_batch()
         seeds = dropout_seeds(self.config["seed"], self.step, len(inputs))
         try:
@@ -100,6 +102,7 @@ class Run:
                 f"training diverged ({error} at step {self.step}, learning rate {rate:.2g}, "
                 f"batch {text!r}): lower learning_rate"
             ) from error
+        self.averages.add(self.step, progress)
         self.step += 1
         self.history.add(record)
         self.recent.append(record)
@@ -141,9 +144,15 @@ class Run:
         return self.progress.is_over(self.step) or is_stuck
 
     def measure(self) -> tuple[float, str]:
-        """The validation loss in nats a token, and a sample of what the model writes by now."""
+        """The validation loss in nats a token, and a sample of what the model writes by now.
+
+        What averages reach is noted with them; where that is better, they write the sample.
+        """
         loss, length = self.learner.mean_loss(self.val_rows), self.config["sample_tokens"]
-        weights = self.full_weights() if length else {}
+        if self.averages.values:
+            with self.averages.in_place():
+                self.averages.loss = self.learner.mean_loss(self.val_rows)
+        weights = self.full_weights(averaged=self.averages.loss < loss) if length else {}
         if not (weights and self.team.is_first):
             return loss, ""
         state = {"config": self.config, "model_state_dict": weights}
@@ -156,15 +165,18 @@ class Run:
         return loss, ""
 
     def record(self, loss: float) -> None:
-        """Takes an evaluation into the history."""
+        """Takes an evaluation into the history: that of the weights, or of better averages."""
         if not math.isfinite(loss):
             raise NonFiniteError(
                 f"training diverged (validation loss {loss} at step {self.step}, learning rate "
                 f"{self.learning_rate(self.step):.2g}): lower learning_rate"
             )
+        is_averaged = self.averages.loss < loss
+        loss, other = sorted([loss, self.averages.loss])
         bits = loss * int(self.corpus.is_predicted.sum()) / math.log(2) / self.corpus.num_val_bytes
         tokens_seen = sum(self.history.num_tokens)
-        self.history.evaluations.append(Evaluation(self.step, tokens_seen, loss, bits))
+        both = {"other_loss": other, "is_averaged": is_averaged} if self.averages.values else {}
+        self.history.evaluations.append(Evaluation(self.step, tokens_seen, loss, bits, **both))
 
     def report(self, sample: str) -> None:
         """Hands the latest evaluation to everything that shows it; none of them stops training."""
@@ -196,9 +208,12 @@ class Run:
             **self.about,
         }
 
-    def full_weights(self) -> dict[str, Tensor]:
-        """The model's weights with a row for every token of the vocabulary."""
-        weights = self.learner.engine.weights()
+    def full_weights(self, *, averaged: bool = False) -> dict[str, Tensor]:
+        """The model's weights, or their averages, with a row for every token of the vocabulary."""
+        with self.averages.in_place(averaged):
+            weights = self.learner.engine.weights()
+            if averaged:
+                weights = {name: weight.clone() for name, weight in weights.items()}
         table = self.corpus.vocabulary.expand(weights[checkpoint.EMBEDDING])
         return {**weights, checkpoint.EMBEDDING: table}
 

@@ -128,6 +128,11 @@ DEVICE = Rule(
 OPTIMIZER = Rule(is_optimizer, "the name of an optimizer in training/optim.py")
 SCHEDULE = one_of(*SCHEDULES)
 PRECISION = one_of("auto", "float32", "bfloat16", "float16")
+AVERAGE = Rule(
+    lambda value: value in ("", "ema", "tail") or (is_number(value) and 0 < value < 1),
+    "ema, tail, a number in (0, 1), or empty",
+    read_number,
+)
 PARALLEL = one_of("ddp", "fsdp")
 COMPILE = one_of("auto", "on", "off")
 OFFICIAL = one_of("gpt2-small (124M)", "gpt2-medium (355M)", "gpt2-large (774M)", "gpt2-xl (1558M)")
@@ -164,6 +169,7 @@ KEYS = {
     "lr_min_ratio": Key(0.1, "a rate that falls ends at this share of learning_rate", SHARE),
     "warmup_steps": Key(0, "updates in which the rate rises to learning_rate", AT_LEAST_0),
     "weight_decay": Key(0.1, "pull of the matrices towards 0", or_auto(NOT_NEGATIVE)),
+    "average_weights": Key("", "ema, tail, or a decay below 1: judged too; empty: no", AVERAGE),
     "max_grad_norm": Key(1.0, "longer gradients are cut to this length", POSITIVE),
     "patience": Key(5, "evaluations without a better one that end a run; 0: none do", AT_LEAST_0),
     "seed": Key(42, "same seed, same machine: the same bits", SEED, ORDERED),

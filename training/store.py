@@ -19,7 +19,7 @@ from training.engines import spread
 from training.run import Run
 
 OPTIMIZER, GROUPS, SCALER = "optimizer_state_dict", "optimizer_groups", "scaler_state_dict"
-MEMORY = "memory"
+MEMORY, AVERAGES, NUM_IN_TAIL = "memory", "averages", "num_in_tail"
 PLAIN = (bool, int, float, str, Tensor)  # what files hold of a group's settings
 OF_NOW = {"lr", "weight_decay", "fused", "foreach", "capturable"}  # of config and device
 NEEDED = (OPTIMIZER, SCALER, "history", "step", "run_id", "text_sha256", "tokenizer_sha256")
@@ -41,9 +41,14 @@ def about(run: Run) -> dict[str, Any]:
     }
 
 
-def model_state(run: Run) -> dict[str, Any]:
+def model_state(run: Run, *, averaged: bool = False) -> dict[str, Any]:
     """The model as every file for others holds it, with all the rows; all processes have to ask."""
-    return {**about(run), "model_state_dict": run.full_weights()}
+    return {**about(run), "model_state_dict": run.full_weights(averaged=averaged)}
+
+
+def best_of_now(run: Run) -> dict[str, Any]:
+    """As `model_state`, of the weights or their averages, whichever the latest evaluation likes."""
+    return model_state(run, averaged=run.history.evaluations[-1].is_averaged)
 
 
 def save(run: Run) -> None:
@@ -59,12 +64,14 @@ def save(run: Run) -> None:
         ],
         SCALER: run.learner.scaler.state_dict(),
         MEMORY: run.learner.memory,
+        NUM_IN_TAIL: run.averages.num_in_tail,
     }
     if run.learner.engine.is_sharded:
-        path = save_parts(run, about(run) | rest, optimizer["state"])
+        path = save_parts(run, about(run) | rest | {AVERAGES: {}}, optimizer["state"])
     else:
         path = checkpoint.step_path(run.folder, run.step)
-        state = model_state(run) | rest | {OPTIMIZER: optimizer["state"]}
+        large = {OPTIMIZER: optimizer["state"], AVERAGES: run.averages.values}
+        state = model_state(run) | rest | large
         if run.team.is_first:
             run_folder.save_step(run.folder, state)
     run.saved_step, run.saved_path = run.step, path
@@ -77,6 +84,7 @@ def save_parts(run: Run, state: dict[str, Any], moments: dict[int, dict[str, Ten
     tensors = {f"{sharded.MODEL}|{name}": weight for name, weight in weights.items()}
     for number, held in moments.items():
         tensors |= {f"{OPTIMIZER}|{number}|{name}": moment for name, moment in held.items()}
+    tensors |= {f"{AVERAGES}|{name}": value for name, value in run.averages.values.items()}
     path = sharded.step_path(run.folder, run.step)
     if run.team.is_first:
         run_folder.free(path, run.id)
@@ -101,7 +109,7 @@ def try_to_save(run: Run) -> None:
 def keep_if_best(run: Run) -> None:
     """Writes the model down if its evaluation, the latest, is the best so far."""
     if run.history.best is run.history.evaluations[-1]:
-        state = model_state(run)
+        state = best_of_now(run)
         said = f"no {checkpoint.BEST_NAME} of step {run.step}"
         with only_warn(said), run.progress.timed("write"):
             if run.team.is_first:
@@ -134,11 +142,11 @@ def final_state(run: Run) -> dict[str, Any]:
     """The model of the best evaluation, that before the first update included."""
     best = run.history.best
     if best.step == run.step:
-        return model_state(run)
+        return best_of_now(run)
     state = best_state(run, run.folder) if run.team.is_first else {}
     if run.team.highest(state is None):
         warn(f"the final model is that of the last step: no {checkpoint.BEST_NAME} of this run")
-        return model_state(run)
+        return best_of_now(run)
     log(f"best loss {best.loss:.3f} at step {best.step}: the final model has these weights")
     if best.step == 0:
         log("training did not help: lower learning_rate, or give it more text")
@@ -184,6 +192,7 @@ def restore(run: Run, path: Path, state: dict[str, Any], *, has_moments: bool) -
             run.history.num_tokens = [run.config["seq_len"] * len(batch) for batch in windows]
         if has_moments and state["config"].get("optimizer", "adamw") == run.config["optimizer"]:
             restore_optimizer(run, state)
+            run.averages.restore(state.get(AVERAGES, {}), state.get(NUM_IN_TAIL, 0))
         else:
             log("changed   the text, its order or the optimizer: moments start anew")
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
