@@ -5,7 +5,6 @@ from typing import Any
 
 from corpus import known
 from corpus.report import histogram, near_copies
-from reports.history import in_time
 from reports.page import page
 from system.command_line import Parser
 from system.files import write_durably
@@ -16,6 +15,7 @@ from training.wanted import Wanted, wanted
 BAR = 40  # characters of the longest
 CAPTION = "Documents by their number of tokens"
 PAGE_NAME = "data_report.html"
+MEASURED_SECONDS = 2  # of updates
 
 
 def main(arguments: Sequence[str], config: dict[str, Any]) -> None:
@@ -37,15 +37,12 @@ def main(arguments: Sequence[str], config: dict[str, Any]) -> None:
 def show(asked: Wanted, page_path: str | None) -> None:
     """Prints the whole report, and writes it as a page where one is asked for."""
     from training import begin  # brings torch, which --help need not wait for
-    from training.description import as_text, rows_about, seconds_per_update
+    from training.description import as_text, rows_about
 
     run = begin.assembled(*begin.prepared(asked, ALONE), asked, ALONE)
     corpus = run.corpus
     bits = ", ".join(f"{name} {bits:.2f}" for name, bits in corpus.baselines().items())
-    rows, seconds = rows_about(run, corpus.facts), seconds_per_update(run)
-    whole = min(run.progress.seconds, seconds * run.progress.last_step)
-    eta = f"about {in_time(seconds)} a step here, {in_time(whole)} in all"
-    rows.insert(4, ("time", eta))
+    rows = rows_about(run, corpus.facts, measured=MEASURED_SECONDS)
     rows.insert(2, ("baselines", f"{bits} bits a byte of the validation text"))
     rows.insert(2, ("near", f"copies: {near_copies(corpus.parts)}"))
     bars = histogram(corpus.facts)

@@ -2,16 +2,15 @@
 
 import math
 import platform
-import time
 from collections.abc import Sequence
 from datetime import datetime, timezone
-from statistics import median
 from typing import Any
 
 import torch
 
 from corpus.report import Facts, in_words, warnings
 from generation.settings import SAMPLE, Sampling
+from reports.history import in_time
 from tokenizer import GPT2Tokenizer
 from training.capacity import moments_of, num_parameters
 from training.estimate import peak_of
@@ -20,11 +19,13 @@ from training.run import SAMPLING, Run
 
 Rows = list[tuple[str, str]]  # a name, and one or more lines about it
 MAX_LINES = 12  # at the start of a run, for which notes are left out; `python data.py` shows all
-MEASURED_SECONDS = 2
 
 
-def rows_about(run: Run, facts: Facts) -> Rows:
-    """The machine, the text with its facts, the model and the training, and notes on them."""
+def rows_about(run: Run, facts: Facts, *, measured: float = 0) -> Rows:
+    """The machine, the text with its facts, the model and the training, and notes on them.
+
+    `measured` are seconds to take for how long a step is.
+    """
     config, batches = run.config, run.corpus.batches
     num_rows, machine = run.corpus.vocabulary.size, run.learner.machine
     peak = peak_of(config, num_rows, machine, run.team.size)
@@ -32,9 +33,14 @@ def rows_about(run: Run, facts: Facts) -> Rows:
     limit, last_step = run.progress.seconds, run.progress.last_step
     steps = "steps" if math.isinf(last_step) else f"{last_step:,} steps"
     steps += "" if math.isinf(limit) else f" in {limit / 60:g} minutes at most"
+    inputs, targets = run.batch(0)
+    seeds = dropout_seeds(config["seed"], 0, len(inputs))
+    seconds = run.learner.seconds_per_update(inputs, targets, seeds, measured=measured)
     training = (
         f"{steps}, {batches.num_per_epoch:,} an epoch, of {batches.batch_size} "
-        f"windows of {config['seq_len']} tokens, in about {peak / 1e9:.1f} GB of memory"
+        f"windows of {config['seq_len']} tokens\n"
+        f"about {in_time(seconds)} a step here, {in_time(min(limit, seconds * last_step))} in all, "
+        f"and {peak / 1e9:.1f} GB of memory"
     )
     return [
         ("device", f"{run.team}{machine}"),
@@ -57,15 +63,6 @@ def environment(run: Run) -> dict[str, Any]:
         "processes": run.team.size,
         **run.learner.machine.ways,
     }
-
-
-def seconds_per_update(run: Run) -> float:
-    """Median of updates at a rate of 0, so that nothing is learnt, after one to warm up."""
-    batch, seconds, end = run.batch(0), [], time.perf_counter() + MEASURED_SECONDS
-    seeds = dropout_seeds(run.config["seed"], 0, len(batch[0]))
-    while len(seconds) < 3 or time.perf_counter() < end:
-        seconds.append(run.learner.update(*batch, learning_rate=0.0, seeds=seeds).seconds)
-    return median(seconds[1:])
 
 
 def sizes(config: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import count
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -91,6 +92,19 @@ class Learner:
             memory_bytes=self.machine.memory_in_use(),
             is_applied=is_applied,
         )
+
+    def seconds_per_update(self, *batch: Tensor, measured: float) -> float:
+        """How long an update by such a batch takes: the median of passes that teach nothing.
+
+        The first one warms up, and more follow until so many seconds are `measured`.
+        """
+        seconds, end = [], time.perf_counter() + measured
+        while len(seconds) < 2 or time.perf_counter() < end:
+            start = time.perf_counter()
+            self.accumulate_gradients(*batch).item()  # waits for a GPU
+            self.optimizer.zero_grad()
+            seconds.append(time.perf_counter() - start)
+        return median(seconds[1:])
 
     def accumulate_gradients(self, inputs: Tensor, targets: Tensor, seeds: Tensor) -> Tensor:
         """Mean loss of the whole batch (B, T); its gradient is summed up piece by piece."""

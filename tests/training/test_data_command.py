@@ -27,9 +27,10 @@ def shown(text_folder, tiny_config, capsys):
 def test_the_command_shows_everything_and_writes_a_page(shown, text_folder):
     text = shown("data.txt", "--html")
     names = [line.split()[0] for line in text.splitlines() if line[:1].strip()]
-    rows = ["device", "text", "near", "baselines", "model", "training", "time", "samples"]
+    rows = ["device", "text", "near", "baselines", "model", "training", "samples"]
     assert [name for name in names if name in rows] == rows
-    assert re.search(r"about [\d.e-]+ s a step here, [\d.]+ \w+ in all\n", text)
+    pattern = r"about [\d.e-]+ s a step here, [\d.]+ \w+ in all, and [\d.]+ GB of memory\n"
+    assert re.search(pattern, text)
     assert "documents have up to" in text
     assert "####" in text
     assert text.endswith("written   data_report.html\n")
