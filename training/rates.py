@@ -7,6 +7,7 @@ from typing import Any
 from reports.plot import plot_rates
 from system.errors import NonFiniteError
 from system.process import only_warn
+from training.description import seconds_per_update
 from training.learner import dropout_seeds
 from training.run import Run
 from training.wanted import command
@@ -38,9 +39,7 @@ def find_rate(run: Run, options: dict[str, Any]) -> str:
 
 def num_rates_in_time(run: Run) -> int:
     """How many updates the test may take, the same in all processes."""
-    inputs, targets = run.batch(0)
-    seeds = dropout_seeds(run.config["seed"], 0, len(inputs))
-    wanted = round(SECONDS / run.learner.seconds_per_update(inputs, targets, seeds))
+    wanted = round(SECONDS / seconds_per_update(run))
     return run.team.highest(min(MOST_STEPS, max(LEAST_STEPS, wanted)) * run.team.is_first)
 
 
