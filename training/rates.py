@@ -7,13 +7,13 @@ from typing import Any
 from reports.plot import plot_rates
 from system.errors import NonFiniteError
 from system.process import only_warn
-from training.description import seconds_per_update
 from training.learner import dropout_seeds
 from training.run import Run
 from training.wanted import command
 
 LOWEST, HIGHEST = 1e-5, 1.0
 SECONDS, LEAST_STEPS, MOST_STEPS = 40, 10, 240
+MEASURED_SECONDS = 1.0  # for how long an update takes
 KEPT = 0.9  # of the mean loss so far, by each update
 TOO_BAD = 1.1  # times the lowest mean loss: what comes then is worse still
 SAFETY = 10  # the rate that is best for a short test is too high for a whole run
@@ -39,7 +39,10 @@ def find_rate(run: Run, options: dict[str, Any]) -> str:
 
 def num_rates_in_time(run: Run) -> int:
     """How many updates the test may take, the same in all processes."""
-    wanted = round(SECONDS / seconds_per_update(run))
+    inputs, targets = run.batch(0)
+    seeds = dropout_seeds(run.config["seed"], 0, len(inputs))
+    seconds = run.learner.seconds_per_update(inputs, targets, seeds, measured=MEASURED_SECONDS)
+    wanted = round(SECONDS / seconds)
     return run.team.highest(min(MOST_STEPS, max(LEAST_STEPS, wanted)) * run.team.is_first)
 
 
