@@ -10,6 +10,7 @@ from model import Transformer, build_transformer
 from training import muon
 from training.capacity import moments_of, num_parameters
 from training.optim import OPTIMIZERS, build_optimizer, set_learning_rate
+from training.settings import DEFAULTS
 
 RATE, DECAY = 0.01, 0.5
 NUM_UPDATES = 4
@@ -118,7 +119,7 @@ def test_frozen_parameters_stay_as_they_are(model):
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_the_memory_that_is_foretold_is_what_the_moments_take(model, name):
-    sizes = {"embedding_dim": 12, "num_layers": 2, "ffn_hidden_dim": 20, "seq_len": 7}
+    sizes = {**DEFAULTS, "embedding_dim": 12, "num_layers": 2, "ffn_hidden_dim": 20, "seq_len": 7}
     states = update(model, name).state.values()
     num_bytes = sum(m.nbytes for state in states for m in state.values() if m.dim())
     assert moments_of({**sizes, "optimizer": name}, num_parameters(sizes, 11)) == num_bytes
