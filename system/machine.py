@@ -3,6 +3,8 @@
 import ctypes
 import math
 import os
+import platform
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,6 +20,7 @@ from system.errors import ConfigError
 from system.process import warn
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
+CPU_INFO = Path("/proc/cpuinfo")
 CGROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 TYPES = ("float32", "bfloat16", "float16")  # of products; one must win over those before it
 NEAR = 1e-2  # what 8 bits of mantissa may lose, as a share of a result's norm
@@ -90,6 +93,14 @@ class Machine:
             return getattr(memory, "peak_wset", memory.rss)
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def name_of(device: torch.device) -> str:
+    """What its maker calls the device, or the processor."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    models = re.findall("model name.*: (.*)", CPU_INFO.read_text()) if CPU_INFO.exists() else []
+    return models[0] if models else platform.processor() or platform.machine()
 
 
 def tune_process() -> None:

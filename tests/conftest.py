@@ -151,7 +151,7 @@ def trained(
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with a tiny run's text; its pictures, most of its time, are left out."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(plot, "plot_history", lambda path, history: None)
+    monkeypatch.setattr(plot, "plot_history", lambda path, history, caption: None)
     monkeypatch.setattr(run, "plot_comparison", lambda path, shown: None)
     prepare(tmp_path)
     return tmp_path

@@ -22,7 +22,7 @@ from system.process import log, warn
 from tokenizer import END_OF_TEXT_ID, TABLE_SHA256, GPT2Tokenizer
 from training import capacity, store
 from training.agreement import check_same, chosen_machine, facts_of
-from training.description import as_text, environment, rows_about
+from training.description import as_text, environment, rows_about, title
 from training.estimate import table as estimate_table
 from training.learner import Learner
 from training.plan import planned
@@ -97,7 +97,12 @@ def begin(wanted: Wanted, team: Processes = ALONE) -> Run:
     run = assembled(start, corpus, machine, wanted, team)
     facts = corpus.facts_soon()
     rows = rows_about(run, facts)
-    run.about = {"environment": environment(run), "about": rows, "facts": facts}
+    run.about = {
+        "title": title(run),
+        "environment": environment(run),
+        "about": rows,
+        "facts": facts,
+    }
     log(as_text(rows))
     run.start_baselines()
     if start.path:

@@ -11,6 +11,7 @@ import torch
 from corpus.report import Facts, in_words, warnings
 from generation.settings import SAMPLE, Sampling
 from reports.history import in_time
+from system.machine import name_of
 from tokenizer import GPT2Tokenizer
 from training.capacity import moments_of, num_parameters
 from training.estimate import peak_of
@@ -56,6 +57,7 @@ def environment(run: Run) -> dict[str, Any]:
     """When, where and with what the run was started, as plain values."""
     return {
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "processor": name_of(run.learner.machine.device),
         "system": platform.platform(),
         "python": platform.python_version(),
         "torch": str(torch.__version__),
@@ -63,6 +65,16 @@ def environment(run: Run) -> dict[str, Any]:
         "processes": run.team.size,
         **run.learner.machine.ways,
     }
+
+
+def title(run: Run) -> str:
+    """Model, text and machine in two lines."""
+    total = num_parameters(run.config, GPT2Tokenizer().encoding.n_vocab)
+    machine = run.learner.machine
+    return (
+        f"{total / 1e6:.1f} million parameters, trained on {run.corpus.path.name}\n"
+        f"{name_of(machine.device)}, {str(machine.dtype).removeprefix('torch.')}"
+    )
 
 
 def sizes(config: dict[str, Any]) -> str:

@@ -69,7 +69,7 @@ class Run:
         self.recorders = {HISTORY_NAME: HistoryFile(self.folder / HISTORY_NAME, self.head)}
         self.sinks = {  # all that shows the run, each by the name of what would be missing
             "report": terminal.show,
-            PLOT_NAME: partial(plot.draw, self.folder / PLOT_NAME),
+            PLOT_NAME: partial(plot.draw, self.folder / PLOT_NAME, self.caption),
         }
         self._placing = ThreadPoolExecutor(1, thread_name_prefix="batches")
         self._placed: Future | None = None  # the batch of the next step
@@ -198,6 +198,11 @@ class Run:
         for name, record in self.recorders.items():
             with only_warn(f"no {name}", (Exception,)):
                 record(self.history, line)
+
+    def caption(self) -> plot.Caption:
+        is_cut_short = self.is_over() and not self.progress.is_over(self.step)
+        ending = f"stopped at {self.progress.place(self.step)}" if is_cut_short else ""
+        return plot.Caption(self.about.get("title", ""), ending)
 
     def head(self) -> dict[str, Any]:
         """What the run is, for the files that record it."""

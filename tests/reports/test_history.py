@@ -9,8 +9,9 @@ import matplotlib.figure
 import pytest
 import torch
 
+from reports import plot as plot_module
 from reports.history import Evaluation, History, UpdateRecord, pace_of
-from reports.plot import binned, plot_history
+from reports.plot import NO_CAPTION, Caption, binned, plot_history
 
 V, T = 11, 7
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -95,7 +96,7 @@ def test_the_pace_is_that_of_the_updates_it_is_given():
         ([4, 2, 3], 2, ([2, 3], [3.0, 3.0])),
         ([1, 2, 3], 3, ([1, 2, 3], [1.0, 2.0, 3.0])),
         ([1, 2, 3], 300, ([1, 2, 3], [1.0, 2.0, 3.0])),
-        ([1, 2, 3, 4, 5, 6, 7], 3, ([3, 6, 7], [2.0, 5.0, 7.0])),
+        ([1, 2, 3, 4, 5, 6, 7], 3, ([3, 5, 7], [2.0, 4.5, 6.5])),
         ([5], 1, ([1], [5.0])),
     ],
 )
@@ -117,29 +118,34 @@ def drawn(monkeypatch) -> list[matplotlib.figure.Figure]:
     return figures
 
 
-def plot(folder: Path, history: History) -> bytes:
+def plot(folder: Path, history: History, caption: Caption = NO_CAPTION) -> bytes:
     path = folder / "losses.png"
-    plot_history(path, history)
+    plot_history(path, history, caption)
     assert [file.name for file in folder.iterdir()] == ["losses.png"]
     return path.read_bytes()
 
 
 def test_the_plot_has_both_losses_perplexity_and_the_learning_rate(tmp_path, drawn):
-    history = history_of([5.0, 4.0, 3.0], train_losses=[5 - 0.1 * i for i in range(20)])
-    image = plot(tmp_path, history)
+    history = history_of([5.0, 3.0, 3.5], train_losses=[5 - 0.1 * i for i in range(20)])
+    image = plot(tmp_path, history, Caption("a model on a text", "stopped at step 20 of 99"))
     assert image.startswith(PNG_SIGNATURE)
     assert len(image) > 10_000
 
     losses, rates = drawn[0].axes
-    training, validation = losses.get_lines()
-    assert [text.get_text() for text in losses.get_legend().get_texts()] == [
+    training, validation, best, ending = losses.get_lines()
+    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == [
         "training",
         "validation",
+        "best: 3.000 at step 10",
+        "stopped at step 20 of 99",
     ]
     assert training.get_xdata()[-1] == 100 * 20
     assert list(validation.get_xdata()) == [0, 1000, 2000]
-    assert list(validation.get_ydata()) == [5.0, 4.0, 3.0]
+    assert list(validation.get_ydata()) == [5.0, 3.0, 3.5]
+    assert (best.get_xdata()[0], best.get_ydata()[0]) == (1000, 3.0)
+    assert set(ending.get_xdata()) == {2000}
     assert rates.get_lines()[0].get_ydata()[1] == 5e-4
+    assert losses.get_title(loc="left") == "a model on a text"
     assert losses.get_ylabel() == "loss (nats per token)"
     assert (rates.get_xlabel(), rates.get_ylabel()) == ("tokens seen", "learning rate")
     (perplexity,) = losses.child_axes
@@ -149,17 +155,32 @@ def test_the_plot_has_both_losses_perplexity_and_the_learning_rate(tmp_path, dra
     assert {"50", "100"} <= set(labels)  # exp(3) = 20, exp(5) = 148
 
 
+def test_the_fall_at_the_start_does_not_crush_the_scale(tmp_path, drawn):
+    history = history_of([11.0, 4.0, 3.5], train_losses=[11.0] * 5 + [4.0] * 95 + [3.0] * 100)
+    plot(tmp_path, history)
+    low, high = drawn[0].axes[0].get_ylim()
+    assert low < 3.0
+    assert 4.0 < high < 4.2
+
+
+@pytest.mark.parametrize("title", ["$x_", "雪\n\x1b[0m", "a" * 500])
+def test_a_title_is_text_and_needs_no_letters_of_the_font(tmp_path, title):
+    history = history_of([5.0], train_losses=[5.0])
+    assert plot(tmp_path, history, Caption(title)).startswith(PNG_SIGNATURE)
+
+
 def test_a_baseline_is_drawn_at_the_loss_of_its_bits_a_byte(tmp_path, drawn):
     history = history_of([6.0, 0.0], train_losses=[1.0] * 20)  # a byte is a third of a token's nats
     history.baselines = {"xz": 1.5}
     plot(tmp_path, history)
-    *_, line = drawn[0].axes[0].get_lines()
+    (line,) = [line for line in drawn[0].axes[0].get_lines() if line.get_linestyle() == ":"]
     assert set(line.get_ydata()) == {4.5}
-    assert line.get_label() == "xz, 1.50 bits a byte"
+    assert [text.get_text() for text in drawn[0].axes[0].texts] == ["xz, 1.50 bits a byte"]
 
 
 @pytest.mark.parametrize(("losses", "train_losses"), [([10.8], []), ([10, math.inf], [1.0] * 20)])
 def test_no_update_yet_and_a_loss_of_inf_do_not_stop_the_plot(tmp_path, losses, train_losses):
     history = history_of(losses, train_losses=train_losses)
     assert history.report()
-    assert plot(tmp_path, history).startswith(PNG_SIGNATURE)
+    plot_module.draw(tmp_path / "losses.png", lambda: NO_CAPTION, history, "", "")
+    assert (tmp_path / "losses.png").exists() == bool(train_losses)

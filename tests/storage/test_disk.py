@@ -107,7 +107,7 @@ def test_a_token_cache_that_cannot_be_written_beside_the_text_goes_to_the_output
 
 
 def test_a_plot_that_cannot_be_written_is_a_warning(place, monkeypatch, capsys):
-    def no_plot(path, history):
+    def no_plot(path, *shown):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     monkeypatch.setattr(plot, "plot_history", no_plot)

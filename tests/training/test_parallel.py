@@ -78,7 +78,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     killed = {"output_dir": "killed", "faults": [{"do": "kill", "ranks": [0, 1], "step": 80}]}
     muon = {**CHANGES, "optimizer": "muon", "num_epochs": 2}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plot, "plot_history", lambda path, history: None)
+        patch.setattr(plot, "plot_history", lambda path, *shown: None)
         lead(**CHANGES, output_dir="alone")
         lead(**muon, output_dir="muon alone")
         lead(**SHORT, output_dir="short")

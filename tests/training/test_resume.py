@@ -291,7 +291,7 @@ def test_a_branch_keeps_what_the_run_had_saved_and_the_best_model_before_it(plac
 def test_a_branch_that_ends_at_once_leaves_a_whole_folder(place, monkeypatch):
     train_quickly(keep_checkpoints=9)
     drawn = []
-    monkeypatch.setattr(plot, "plot_history", lambda path, history: drawn.append(path))
+    monkeypatch.setattr(plot, "plot_history", lambda path, *shown: drawn.append(path))
     train_quickly(resume="model_checkpoint_step_6.pt", num_epochs=1)
     names = {path.name for path in HERE.glob("*.pt")}
     assert names >= {checkpoint.FINAL_NAME, "model_checkpoint_step_6.pt"}
