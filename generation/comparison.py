@@ -94,11 +94,15 @@ class Comparison:
         order = [number for number in distances.argsort(kind="stable") if is_near[number]]
         return [list(self.texts)[number] for number in order]
 
-    def distances(self, openings: np.ndarray) -> np.ndarray:
-        """Of each setting to human text, mean over the statistics; the farthest of each has 1."""
+    def gaps(self, openings: np.ndarray) -> np.ndarray:
+        """From each setting to human text in each of COMPARED; the farthest setting has 1."""
         means = {name: values[openings].mean(0) for name, values in self.values.items()}
         gaps = np.abs(np.stack([means[name] - means[HUMAN] for name in self.texts]))
-        return (gaps / np.where(gaps.max(0) > 0, gaps.max(0), 1)).mean(1)
+        return gaps / np.where(gaps.max(0) > 0, gaps.max(0), 1)
+
+    def distances(self, openings: np.ndarray) -> np.ndarray:
+        """Of each setting to human text, mean over the statistics."""
+        return self.gaps(openings).mean(1)
 
     def table(self, width: int) -> str:
         """The numbers as aligned text, human text last, and what they are."""
@@ -239,26 +243,37 @@ def side_by_side(texts: dict[str, str], *, width: int) -> str:
 
 
 def plot_comparison(path: str | Path, comparison: Comparison) -> None:
-    """Draws each statistic of each setting as a bar, that of human text as a line, into a PNG."""
+    """Draws the statistics of each setting into a PNG: the darker, the less like human text."""
     from matplotlib.figure import Figure  # not pyplot: no display, no global state
 
-    figure = Figure(figsize=(12, 4), layout="constrained")
-    draw_panels(figure, comparison)
+    figure = Figure(figsize=(8, 6), layout="constrained")
+    draw_table(figure.subplots(), comparison)
     write_durably(as_path(path), lambda file: figure.savefig(file, format="png", dpi=120))
 
 
-def draw_panels(figure: Any, comparison: Comparison) -> None:
-    """A panel for each column; the nearest settings are green, which the title says."""
-    names, numbers, nearest = list(comparison.texts), comparison.numbers, comparison.nearest
-    colors = ["C2" if name in nearest else "C0" for name in names]
-    panels = figure.subplots(1, len(COLUMNS), sharey=True)
-    for axes, (column, (heading, _, _)) in zip(panels, COLUMNS.items(), strict=True):
-        axes.barh(names, [numbers[name][column] for name in names], color=colors)
-        axes.set_title(heading)
-        if nearest and column in COMPARED:
-            axes.axvline(numbers[HUMAN][column], color="black", ls="--")
-    panels[0].invert_yaxis()
-    title = f"Means of {NUM_OPENINGS} continuations by each setting"
-    if nearest:
-        title += f"; dashed: {HUMAN}; green: {NEAREST}"
-    figure.suptitle(title)
+def draw_table(axes: Any, comparison: Comparison) -> None:
+    """A row for each setting, human text first, then the nearest; a column for each of COMPARED."""
+    names, gaps = list(comparison.texts), np.zeros((len(comparison.texts), len(COMPARED)))
+    what = f"means of {NUM_OPENINGS} continuations"
+    if human := len(comparison.values.get(HUMAN, ())):
+        gaps = comparison.gaps(np.arange(human))
+        order = gaps.mean(1).argsort(kind="stable")
+        names = [HUMAN, *(names[number] for number in order)]
+        gaps = np.vstack([np.zeros(len(COMPARED)), gaps[order]])
+        what += f"; the darker, the less like the {HUMAN}"
+    axes.imshow(np.nan_to_num(gaps), cmap="Blues", vmin=0, vmax=1.2, aspect="auto")
+    for row, name in enumerate(names):
+        for number, column in enumerate(COMPARED):
+            text = format(comparison.numbers[name][column], COLUMNS[column][1])
+            color = "white" if gaps[row, number] > 0.7 else "black"
+            cell = {"ha": "center", "va": "center", "color": color, "fontsize": 14}
+            axes.text(number, row, text.replace("nan", "-"), **cell)
+    bold = {HUMAN, *comparison.nearest}
+    for label in axes.set_yticks(range(len(names)), names, fontsize=13, minor=False):
+        label.label1.set_fontweight("bold" if label.label1.get_text() in bold else "normal")
+    described = [COLUMNS[column][::2] for column in COMPARED]
+    headings = ["\n".join([name, *textwrap.wrap(what_it_is, 24)]) for name, what_it_is in described]
+    axes.set_xticks(range(len(COMPARED)), headings, fontsize=9)
+    axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
+    bold_ones = f"\nbold: {NEAREST}, as far as {NUM_OPENINGS} texts tell" if human else ""
+    axes.set_title(f"Ways of sampling: {what}{bold_ones}", fontsize=11, loc="right")

@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from tiny_model import T, naive_logits
 
@@ -20,7 +19,7 @@ from generation.comparison import (
     Comparison,
     Reference,
     compare_settings,
-    draw_panels,
+    draw_table,
     human_passages,
     plot_comparison,
 )
@@ -157,14 +156,37 @@ def test_tables_wrap_to_the_terminal(width, monkeypatch):
         assert len(re.findall(rf"{heading}\b", shown)) == 2  # the number and what it is
 
 
-def test_the_picture_is_a_png_that_says_what_its_colours_are(tmp_path):
-    figure = Figure()
-    draw_panels(figure, compared(0.0, far=FAR, near=NEAR))
-    assert "green: nearest to the held-out text" in figure.get_suptitle()
-    colours = [bar.get_facecolor() for bar in figure.axes[0].patches]
-    assert colours[0] != colours[1] == to_rgba("C2")
+def cells_of(axes) -> list[list[str]]:
+    """The texts in the table's cells, row by row."""
+    texts = [text.get_text() for text in axes.texts]
+    return [texts[start : start + 4] for start in range(0, len(texts), 4)]
+
+
+def test_the_picture_has_a_row_for_each_setting_the_nearest_first(tmp_path):
+    axes = Figure().subplots()
+    draw_table(axes, compared(0.0, far=FAR, near=NEAR, nearer=NEARER))
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert labels == [HUMAN, "nearer", "near", "far"]
+    assert cells_of(axes)[:2] == [
+        ["-3.00", "0.80", "0.00", "5.0"],
+        ["-2.90", "0.78", "0.02", "5.5"],
+    ]
+    shades = axes.images[0].get_array()
+    assert shades[0].tolist() == [0] * 4
+    assert shades[3].tolist() == [1] * 4
+    assert "the darker, the less like the held-out text" in axes.get_title(loc="right")
     plot_comparison(tmp_path / "picture.png", compared(0.0, far=FAR))
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_picture_without_human_text_has_the_numbers_alone():
+    comparison = compared(0.0, far=FAR, near=NEAR)
+    del comparison.values[HUMAN]
+    comparison.values["near"][:, 3] = np.nan
+    axes = Figure().subplots()
+    draw_table(axes, comparison)
+    assert cells_of(axes) == [["-1.00", "0.10", "0.90", "30.0"], ["-2.80", "0.75", "0.05", "-"]]
+    assert not axes.images[0].get_array().any()
 
 
 def test_the_training_text_is_found_again_only_if_it_is_the_same(
