@@ -119,6 +119,7 @@ def train_in(team: Processes, config: dict[str, Any], options: dict[str, Any]) -
         signals.part()
         with signals.interruptible():
             run.compare_strategies(path)
+        run.write_report()
         log(last_line(run, path))
         return path
 

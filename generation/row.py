@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from generation.settings import Settings
 from tokenizer import END_OF_TEXT_ID, GPT2Tokenizer, StreamDecoder
 
-TERMINAL_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
+CONTROLS = r"\x00-\x08\x0b-\x1f\x7f-\x9f"  # all but tab and newline
+TURNS = r"\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # the direction of writing
+NOT_SHOWN = re.compile(rf"[{CONTROLS}{TURNS}\ud800-\udfff]")  # and halves of pairs
 
 
 class Row:
@@ -64,5 +66,9 @@ def longest_start(text: str, stops: Sequence[str]) -> int:
 
 
 def printable(text: str) -> str:
-    """The text with control characters spelt out, so that no model commands a terminal."""
-    return TERMINAL_CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+    """The text with what would command a terminal or turn the writing round spelt out."""
+    return NOT_SHOWN.sub(lambda match: spelt_out(ord(match[0])), text)
+
+
+def spelt_out(number: int) -> str:
+    return f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}"

@@ -109,16 +109,19 @@ class HistoryFile:
         lines = [line for line in lines if is_ours and line["step"] < step]
         told = lines[-1] if lines else {"step": -1}
         self.start = min(self.start, time.monotonic() - (told.get("seconds") or 0))
-        self.rewrite(about, [*lines, *lines_of(history, told["step"] + 1, step)])
+        rewrite(self.path, [about, *lines, *lines_of(history, told["step"] + 1, step)])
 
-    def finish(self, **more: Any) -> None:
-        """Puts what the run has found at its end into the first line."""
-        _, lines = read(self.path)
-        self.rewrite(self.about() | more, lines)
+    def finish(self, history: History) -> None:
+        """Writes what the run has found since its start into the first line."""
+        about = self.about()
+        head, lines = read(self.path)
+        if head.get("run_id") == about["run_id"]:
+            rewrite(self.path, [about, *lines])
 
-    def rewrite(self, head: Line, lines: Sequence[Line]) -> None:
-        content = b"".join(map(as_bytes, [head, *lines]))
-        write_durably(self.path, lambda file: file.write(content))
+
+def rewrite(path: Path, lines: Sequence[Line]) -> None:
+    content = b"".join(map(as_bytes, lines))
+    write_durably(path, lambda file: file.write(content))
 
 
 def as_bytes(line: Line) -> bytes:

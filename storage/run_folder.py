@@ -21,6 +21,7 @@ RUN_ID_NAME = ".run_id"
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 PLOT_NAME = "training_losses.png"
 COMPARISON_NAME = "sampling_comparison.png"
+REPORT_NAME = "report.html"
 HISTORY_NAME = "history.jsonl"
 HISTORY_OWNER = re.compile(rb'\{"run_id": "([0-9a-f]{32})"')  # how its first line begins
 EARLIER_NAME = "earlier_runs"
@@ -68,7 +69,7 @@ def owners_in(folder: str | Path) -> dict[Path, str | None]:
     owners = {PLOT_NAME: run_id, COMPARISON_NAME: run_id, **models}
     if history_owner := owner_of_history(folder / HISTORY_NAME):  # else a file of the user's
         owners[HISTORY_NAME] = history_owner
-    owners[RUN_ID_NAME] = run_id
+    owners |= {REPORT_NAME: run_id, RUN_ID_NAME: run_id} if run_id else {}
     return {folder / name: owner for name, owner in owners.items() if name in present}
 
 

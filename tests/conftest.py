@@ -16,7 +16,7 @@ from tiny_run import prepare
 
 import generate
 import train
-from reports import plot
+from reports import html, plot
 from system.process import run_command
 from tokenizer import END_OF_TEXT, GPT2Tokenizer
 from training import run
@@ -153,6 +153,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(plot, "plot_history", lambda path, history, caption: None)
     monkeypatch.setattr(run, "plot_comparison", lambda path, shown: None)
+    monkeypatch.setattr(html, "write", lambda path, shown: None)
     prepare(tmp_path)
     return tmp_path
 

@@ -19,7 +19,7 @@ FLOORS = [
     ["exchange"],
     ["training"],
     ["benchmarks"],
-    ["train", "generate", "export", "bench"],
+    ["train", "generate", "export", "bench", "report"],
 ]
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 ROOMS = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))
@@ -32,7 +32,15 @@ PATHS = {
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in PATHS.items()}
 MAX_TOP_FILES = 12
 NAMED_IN_TUTORIALS = {"train", "model", "data", "tokenizer", "generate", "gpt_download"}
-HEAVY = {"tensorflow", "matplotlib", "transformers", "gguf", "safetensors"}  # slow, seldom needed
+HEAVY = {
+    "tensorflow",
+    "matplotlib",
+    "bokeh",
+    "tensorboard",
+    "transformers",
+    "gguf",
+    "safetensors",
+}  # slow, seldom needed
 MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 40
 MAX_NESTING = 3

@@ -19,11 +19,11 @@ from generation.comparison import Reference, compare_settings, plot_comparison
 from generation.fast_weights import prepared
 from generation.generator import TextGenerator
 from generation.settings import SAMPLE
-from reports import plot, terminal
+from reports import html, plot, runs, terminal
 from reports.history import Evaluation, History, UpdateRecord, in_time, pace_of
 from reports.jsonl import LOG_FREQ, HistoryFile, line_of
 from storage import checkpoint
-from storage.run_folder import COMPARISON_NAME, HISTORY_NAME, PLOT_NAME
+from storage.run_folder import COMPARISON_NAME, HISTORY_NAME, PLOT_NAME, REPORT_NAME
 from system.errors import NonFiniteError
 from system.process import log, only_warn
 from tokenizer import GPT2Tokenizer
@@ -238,6 +238,17 @@ class Run:
                 seed=SAMPLING["seed"],
                 reference=Reference(self.corpus.train_ids, self.corpus.val_ids.numpy()),
             )
+            self.about["comparison"] = comparison.as_dict()
             log(f"{comparison}\n")
             with only_warn(f"no {COMPARISON_NAME}"):
                 plot_comparison(self.folder / COMPARISON_NAME, comparison)
+
+    def write_report(self) -> None:
+        """Puts all that the run has shown into one page."""
+        if not self.team.is_first:
+            return
+        for name, record in self.recorders.items():
+            with only_warn(f"no end of {name}", (Exception,)):
+                record.finish(self.history)
+        with only_warn(f"no {REPORT_NAME}", (Exception,)):
+            html.write(self.folder / REPORT_NAME, [runs.load(self.folder)])

@@ -45,3 +45,4 @@ def test_longest_start():
 
 def test_control_characters_are_spelt_out():
     assert printable("a\x07\tb\nc\r\x9b2Jé😀") == "a\\x07\tb\nc\\x0d\\x9b2Jé😀"
+    assert printable("\u202eexe.\u2066 \udcff אב") == "\\u202eexe.\\u2066 \\udcff אב"

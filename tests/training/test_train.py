@@ -31,6 +31,7 @@ def test_a_run_writes_the_models_the_newest_checkpoints_and_the_plots(trained):
         "model_checkpoint_step_16.pt",  # keep_checkpoints=2: step 8 is gone
         "model_checkpoint_step_24.pt",
         "history.jsonl",
+        "report.html",
         "training_losses.png",
         "sampling_comparison.png",
     }
