@@ -22,6 +22,7 @@ from generation.settings import SAMPLE
 from reports import html, plot, runs, terminal
 from reports.history import Evaluation, History, UpdateRecord, in_time, pace_of
 from reports.jsonl import LOG_FREQ, HistoryFile, line_of
+from reports.tensorboard import FOLDER_NAME, TensorBoard
 from storage import checkpoint
 from storage.run_folder import COMPARISON_NAME, HISTORY_NAME, PLOT_NAME, REPORT_NAME
 from system.errors import NonFiniteError
@@ -34,6 +35,7 @@ from training.progress import Progress
 from training.schedule import learning_rate_at
 
 BASELINES_SECONDS = 1.0  # that a report waits for them: on a large text the first has none
+GRADIENTS = ("exp_avg", "momentum")  # what optimizers call their mean of them
 NUM_PACED = 20  # updates of a process that tell how long the rest will take
 SAMPLING = {**SAMPLE, "seed": 0}  # samples differ by the model alone
 
@@ -67,6 +69,9 @@ class Run:
         self.about: dict[str, Any] = {}  # what the run consists of, as its start has said
         self.told_step = 0  # of the latest line
         self.recorders = {HISTORY_NAME: HistoryFile(self.folder / HISTORY_NAME, self.head)}
+        if config["tensorboard"]:
+            place = self.folder / FOLDER_NAME
+            self.recorders[FOLDER_NAME] = TensorBoard(place, self.head, self.tensors)
         self.sinks = {  # all that shows the run, each by the name of what would be missing
             "report": terminal.show,
             PLOT_NAME: partial(plot.draw, self.folder / PLOT_NAME, self.caption),
@@ -242,6 +247,18 @@ class Run:
             log(f"{comparison}\n")
             with only_warn(f"no {COMPARISON_NAME}"):
                 plot_comparison(self.folder / COMPARISON_NAME, comparison)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights, and what the optimizer keeps of their gradients: a mean of the latest."""
+        if self.learner.engine.is_sharded:  # no process has all of them
+            return {}
+        named = dict(self.learner.model.named_parameters())
+        found = {f"weights/{name}": weight for name, weight in named.items()}
+        for name, weight in named.items():
+            kept = self.learner.optimizer.state.get(weight, {})
+            for gradient in (kept[key] for key in GRADIENTS if key in kept):
+                found[f"gradients/{name}"] = gradient
+        return found
 
     def write_report(self) -> None:
         """Puts all that the run has shown into one page."""
