@@ -3,7 +3,6 @@
 Edit `config` below, or override any key of it on the command line; `--help` lists them.
 """
 
-import shlex
 import sys
 import time
 from pathlib import Path
@@ -98,6 +97,7 @@ def train_in(team: Processes, config: dict[str, Any], options: dict[str, Any]) -
         return train_with_seeds(team, config, asked)
     make_folder(asked.folder)
     with team.by_first(only_writer(asked.folder)), StopSignals(team.agree) as signals:
+        from reports.terminal import ending
         from system.neighbours import sharing_processors
         from training import begin, store  # bring torch, which --help need not wait for
 
@@ -121,7 +121,10 @@ def train_in(team: Processes, config: dict[str, Any], options: dict[str, Any]) -
         with signals.interruptible():
             run.compare_strategies(path)
         run.write_report()
-        log(last_line(run, path))
+        best, minutes = run.history.best, (time.monotonic() - run.progress.began) / 60
+        result = f"best validation loss {best.loss:.3f} at step {best.step:,}"
+        log(f"done      {minutes:.1f} minutes, {result}")
+        log(ending(run.folder, run.config["sample_prompt"]))
         return path
 
 
@@ -137,9 +140,11 @@ def train_with_seeds(team: Processes, config: dict[str, Any], asked: Wanted) -> 
 
 def train_to_the_end(run: "Run", signals: StopSignals) -> None:
     """The training loop; a signal is waited for, so that every update is whole."""
+    from reports.terminal import is_watched
     from training import store
 
-    with tqdm(initial=run.step, unit="step", disable=None) as bar:
+    look = {"unit": "step", "dynamic_ncols": True, "disable": not is_watched()}
+    with tqdm(initial=run.step, **look) as bar:
         while True:
             if run.is_evaluation_due():
                 evaluate(run, signals)
@@ -165,17 +170,6 @@ def evaluate(run: "Run", signals: StopSignals) -> None:
         store.keep_if_best(run)
         run.report(sample)
     run.progress.read()
-
-
-def last_line(run: "Run", path: Path) -> str:
-    minutes = (time.monotonic() - run.progress.began) / 60
-    best = run.history.best
-    place = "" if path == Path(path.name) else f" --checkpoint {shlex.quote(str(path))}"
-    prompt = shlex.quote(run.config["sample_prompt"] or "Once upon a time")
-    return (
-        f"done      {minutes:.1f} minutes, best validation loss {best.loss:.3f} at step "
-        f"{best.step:,}; next: python generate.py{place} --prompt {prompt}"
-    )
 
 
 def main() -> None:

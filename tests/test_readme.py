@@ -81,7 +81,7 @@ def folder(tmp_path_factory) -> Path:
     """A folder with a tiny text, and a model that README's training command trained."""
     folder = tmp_path_factory.mktemp("project")
     put_texts(folder)
-    assert "next: python generate.py" in run(["python", "train.py"], folder)
+    assert "next      python generate.py" in run(["python", "train.py"], folder)
     return folder
 
 

@@ -50,11 +50,16 @@ def test_a_run_is_a_line_per_report_on_stdout_and_nothing_on_stderr(trained):
     assert "device    cpu (as configured), float32 (as configured)" in trained.stdout
     assert "text      data.txt" in trained.stdout
     assert re.search(r"^greedy +Once upon a time", trained.stdout, re.MULTILINE)
-    assert re.fullmatch(
-        r"done      \d+\.\d minutes, best validation loss \d\.\d{3} at step 24; "
-        r"next: python generate\.py --prompt 'Once upon a time'",
-        trained.stdout.splitlines()[-1],
-    )
+    _, _, last = trained.stdout.partition("done      ")
+    assert re.match(r"\d+\.\d minutes, best validation loss \d\.\d{3} at step 24\nfiles ", last)
+    files, commands = last.split("\nnext ")
+    for name in ("final_trained_model.pt", "report.html", "training_losses.png", "history.jsonl"):
+        assert f" {name} " in files
+    assert [command.split()[:2] for command in commands.splitlines()] == [
+        ["python", "generate.py"],
+        ["python", "report.py"],
+        ["python", "export.py"],
+    ]
 
 
 def test_the_loss_falls_from_chance(trained):
