@@ -1,6 +1,7 @@
-"""The snippet that people paste into a notebook runs word for word on every file we write."""
+"""What people run in a notebook: the snippet, on every file we write, and explore.ipynb."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from generate import TextGenerator
 from storage.checkpoint import load_model
 
+ROOT = Path(__file__).parent.parent
 SNIPPET = """\
 import torch
 from model import build_transformer
@@ -39,3 +41,19 @@ def test_the_notebook_snippet_runs_word_for_word(tmp_path, monkeypatch, trained,
     text = writer.generate("Once upon a time", max_new_tokens=5, seed=0)
     assert text.startswith("Once upon a time")
     assert len(text) > len("Once upon a time")
+
+
+def test_the_notebook_runs_beside_a_finished_run_and_shows_a_real_one(
+    tmp_path, monkeypatch, trained
+):
+    import nbformat
+    from nbclient import NotebookClient
+
+    notebook = nbformat.read(ROOT / "explore.ipynb", as_version=4)
+    shown = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert len([output for output in shown if "image/png" in output.get("data", {})]) == 3
+    for name in ("final_trained_model.pt", "history.jsonl"):
+        shutil.copy(trained.folder / name, tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    place = {"metadata": {"path": str(tmp_path)}}
+    NotebookClient(notebook, timeout=300, resources=place).execute()  # raises where a cell does
