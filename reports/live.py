@@ -84,11 +84,11 @@ class Handler(BaseHTTPRequestHandler):
         """A request is no news."""
 
 
-def server_of(places: list[str], port: int = 0) -> ThreadingHTTPServer:
+def server_of(places: list[str]) -> ThreadingHTTPServer:
     """A server of the report on this machine's own address, on a free port."""
     runs.load_all(places)  # what is no run is said at once
     handler = type("LiveHandler", (Handler,), {"report": LiveReport(places)})
-    return ThreadingHTTPServer((HOME, port), handler)
+    return ThreadingHTTPServer((HOME, 0), handler)
 
 
 def serve(places: list[str]) -> None:
