@@ -62,18 +62,24 @@ class Muon(torch.optim.AdamW):
 def orthogonalized(matrices: Tensor) -> Tensor:
     """About U V^T of each (N, R, C), where U S V^T is its singular value decomposition.
 
-    All but the first norm is computed in the type of autocast, which suffices.
+    It is x times a polynomial of x x^T or x^T x, the smaller: only two of the products have the
+    longer side. The type of autocast suffices for them.
     """
     is_tall = matrices.size(1) > matrices.size(2)
     device = matrices.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
     x = (matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=LEAST)).to(dtype)
-    for number, (a, b, c) in enumerate(COEFFICIENTS):
-        gram = x.mT @ x if is_tall else x @ x.mT
-        if number == 0:  # the norm of x x^T bounds the largest singular value better than that of x
-            bound = gram.norm(dim=(1, 2), keepdim=True).clamp(min=LEAST)
-            x, gram = x / bound.sqrt(), gram / bound
-        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        pair = (x, polynomial) if is_tall else (polynomial, x)
-        x = torch.baddbmm(x, *pair, beta=a)
-    return x.to(matrices)
+    gram = x.mT @ x if is_tall else x @ x.mT
+    bound = gram.norm(dim=(1, 2), keepdim=True).clamp(min=LEAST)  # of squared singular values
+    gram = gram / bound
+    factor = polynomial(gram, *COEFFICIENTS[0])
+    for coefficients in COEFFICIENTS[1:]:
+        factor = polynomial(factor @ gram @ factor, *coefficients) @ factor
+    return (x @ factor.mT if is_tall else factor @ x).to(matrices.dtype) / bound.sqrt()
+
+
+def polynomial(gram: Tensor, a: float, b: float, c: float) -> Tensor:
+    """a + b gram + c gram^2: times x it is a x + b x^3 + c x^5."""
+    result = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+    result.diagonal(dim1=1, dim2=2).add_(a)
+    return result

@@ -95,13 +95,17 @@ def test_singular_values_come_near_one_and_the_singular_vectors_stay(shape, scal
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_in_few_bits_it_is_the_same_to_a_few_percent(dtype):
-    matrices = torch.randn(3, 64, 96, generator=torch.Generator().manual_seed(0)) * 1e-4
+@pytest.mark.parametrize("decades", [0, 2, 4])
+@pytest.mark.parametrize("shape", [(64, 64), (64, 96), (96, 64)])
+def test_few_bits_turn_an_update_by_a_fifth_at_most(shape, decades, dtype):
+    generator = torch.Generator().manual_seed(0)
+    u, _, vh = torch.linalg.svd(torch.randn(1, *shape, generator=generator), full_matrices=False)
+    matrices = u * torch.logspace(0, -decades, 64) @ vh * 1e-4
     exact = muon.orthogonalized(matrices)
     with torch.autocast("cpu", dtype):
         found = muon.orthogonalized(matrices)
     assert found.dtype == torch.float32
-    assert (found - exact).norm() < 0.03 * exact.norm()
+    assert torch.cosine_similarity(found.flatten(), exact.flatten(), dim=0) > 0.98
 
 
 def test_a_matrix_of_zeros_has_no_update():
