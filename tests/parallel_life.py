@@ -2,7 +2,7 @@
 
 Each argument is one of them, as JSON: changes to the tiny config and, under "faults", what happens
 to which ranks ahead of which update. Every process notes which rows it has computed. Or it is no
-training, but how to compute some "gradients".
+training, but how to compute some "gradients", or updates with an "overflow".
 """
 
 import faulthandler
@@ -143,6 +143,35 @@ def save_gradients(path: str, parallel: str, cases: list[tuple[int, int]]) -> No
         team.part()
 
 
+def save_overflow(path: str, parallel: str) -> None:
+    """Notes what each process says of updates in float16; in one the last has an overflow.
+
+    Of each the scale that follows, whether it was applied, and its loss.
+    """
+    said, (batch, model) = [], rows_and_model(5)
+    with joined() as team:
+        machine = Machine.choose(team.start("cpu"), "float16")
+        learner = Learner(model, machine, {**CONFIG, "parallel": parallel}, team=team)
+        learner.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=2)
+        forward = model.final_norm.forward
+        for step in range(4):
+            if step == 1 and team.rank == team.size - 1:
+                model.final_norm.forward = lambda x: overflowing(forward(x))
+            record = learner.update(*batch[:2], learning_rate=1e-3, seeds=batch[2])
+            model.final_norm.forward = forward
+            said.append([learner.scaler.get_scale(), record.is_applied, record.loss])
+        told = team.gather(said)
+        if team.is_first:
+            Path(path).write_text(json.dumps(told))
+        team.part()
+
+
+def overflowing(x: Tensor) -> Tensor:
+    """The same, though not its gradient."""
+    x.register_hook(lambda gradient: gradient * 1e38)
+    return x
+
+
 def main() -> None:
     without_plots()
     torch.set_num_threads(1)
@@ -150,7 +179,9 @@ def main() -> None:
     for argument in sys.argv[1:]:
         faulthandler.dump_traceback_later(SECONDS, exit=True)
         case = json.loads(argument)
-        save_gradients(**case["gradients"]) if "gradients" in case else lead(**case)
+        special = {"gradients": save_gradients, "overflow": save_overflow}
+        kind = next((kind for kind in special if kind in case), None)
+        special[kind](**case[kind]) if kind else lead(**case)
 
 
 if __name__ == "__main__":

@@ -100,7 +100,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ]
         twos[-1]["parallel"] = "fsdp"
     twos += [
-        {"gradients": {"path": f"gradients of {way}", "parallel": way, "cases": PIECES}}
+        {kind: {"path": f"{kind} of {way}", "parallel": way, **more}}
+        for kind, more in (("gradients", {"cases": PIECES}), ("overflow", {}))
         for way in ("ddp", "fsdp")
     ]
     fours = [
@@ -169,6 +170,16 @@ def test_however_the_rows_are_divided_their_gradients_are_those_of_the_batch(hom
         F.cross_entropy(logits.flatten(0, 1), targets.flatten()).backward()
         expected = {name: parameter.grad for name, parameter in model.named_parameters()}
         torch.testing.assert_close(gradients, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_an_overflow_of_float16_in_one_process_is_one_in_all(home, way):
+    first, second = json.loads((home / f"overflow of {way}").read_text())
+    assert first == second
+    scales, is_applied, losses = zip(*first, strict=True)
+    assert scales == (1024, 512, 512, 1024)
+    assert is_applied == (True, False, True, True)
+    assert losses[0] > losses[1] == losses[2] > losses[3]
 
 
 def test_the_notebook_snippet_runs_on_what_spread_weights_have_ended_in(home, monkeypatch):
