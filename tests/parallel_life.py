@@ -177,7 +177,7 @@ def main() -> None:
     torch.set_num_threads(1)
     team.TIMEOUT = timedelta(seconds=float(os.environ.get("TEST_TIMEOUT", 200)))
     for argument in sys.argv[1:]:
-        faulthandler.dump_traceback_later(SECONDS, exit=True)
+        faulthandler.dump_traceback_later(float(os.environ.get("TEST_SECONDS", SECONDS)), exit=True)
         case = json.loads(argument)
         special = {"gradients": save_gradients, "overflow": save_overflow}
         kind = next((kind for kind in special if kind in case), None)

@@ -219,7 +219,8 @@ def flip_a_bit(path: Path) -> None:
 
 @pytest.mark.slow
 def test_several_compiled_processes_read_each_document_alone_as_one_does(home, place):
-    end = launch(2, {**SHORT, "output_dir": "run", "mask_documents": True, "compile": "on"})
+    changes = {**SHORT, "output_dir": "run", "mask_documents": True, "compile": "on"}
+    end = launch(2, changes, TEST_SECONDS="270")
     assert end.code == 0, end.stderr[-3000:]
     assert "not compiled" not in end.stderr
     check_same_curve(place / "run", home / "apart")
