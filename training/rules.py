@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from corpus.corpus import Corpus
+from system.errors import ConfigError
 from system.process import log
 from training.capacity import num_parameters
 from training.settings import AUTO
@@ -40,12 +41,13 @@ RULES = {  # by optimizer
         "dropout": always(0.1),
     },
     "muon": {
-        "learning_rate": PowerLaw(4e-3, {"batch_tokens": 0.5}, 1e-4, 3e-2),
+        "learning_rate": PowerLaw(5.7e-3, {"width": -0.5, "batch_tokens": 0.5}, 1e-4, 3e-2),
         "weight_decay": PowerLaw(1.5, {"tokens_per_parameter": -0.5}, 0.1, 3.0),
         "dropout": PowerLaw(0.2, {"tokens_per_parameter": -0.5}, 0.0, 0.3),
     },
 }
-OMITTED = {"muon": ("learning_rate", "dropout")}  # keys whose defaults suit another optimizer
+# By optimizer, keys whose defaults suit another one.
+OMITTED = {"muon": ("learning_rate", "weight_decay", "dropout")}
 
 
 def left_to_rules(config: dict[str, Any], chosen: set[str]) -> dict[str, Any]:
@@ -55,14 +57,18 @@ def left_to_rules(config: dict[str, Any], chosen: set[str]) -> dict[str, Any]:
 
 
 def settled(config: dict[str, Any], corpus: Corpus) -> dict[str, Any]:
-    """The config with a number for each "auto", which is said."""
+    """The config with a number for each "auto", which is said; ConfigError without a rule."""
     features = {
         "width": config["embedding_dim"],
         "batch_tokens": corpus.batches.batch_size * config["seq_len"],
         "tokens_per_parameter": len(corpus.train_ids)
         / num_parameters(config, corpus.vocabulary.size),
     }
-    rules = RULES[config["optimizer"]]
+    rules = RULES.get(config["optimizer"], {})
+    if missing := [key for key in OMITTED["muon"] if config[key] == AUTO and key not in rules]:
+        raise ConfigError(
+            f"config: no rule for {config['optimizer']} ({missing[0]}={AUTO}): set a number"
+        )
     found = {key: rule(features) for key, rule in rules.items() if config[key] == AUTO}
     for key, value in found.items():
         log(f"auto      {key} {value:g}, by a rule (docs/recipe.md): --{key} sets another")

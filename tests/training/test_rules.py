@@ -4,6 +4,7 @@ import pytest
 from tiny_run import train_quickly
 
 from storage import checkpoint
+from system.errors import ConfigError
 from training.rules import DEFAULT_RUN, RULES, PowerLaw
 from training.settings import AUTO
 
@@ -42,6 +43,13 @@ def test_a_number_that_somebody_wrote_is_never_replaced(place):
     written = {"learning_rate": 1e-4, "weight_decay": 0.2, "dropout": 0.0, "optimizer": "muon"}
     config = config_of(train_quickly(written, max_steps=4))
     assert {key: config[key] for key in written} == written
+
+
+def test_an_optimizer_without_rules_wants_numbers(place, monkeypatch):
+    monkeypatch.setitem(RULES, "adamw", {})
+    with pytest.raises(ConfigError, match=r"no rule for adamw \(dropout=auto\): set a number"):
+        train_quickly(dropout=AUTO)
+    assert config_of(train_quickly(max_steps=4))["dropout"] == 0.2
 
 
 def test_muon_has_a_rate_of_its_own_where_nobody_chose_one(place):

@@ -20,7 +20,7 @@ from storage import checkpoint
 
 without_plots()
 prepare(Path("text"))
-config = {**CONFIG, "optimizer": "lion", "lr_schedule": "linear", "run_name": "a variant"}
+config = {**CONFIG, "optimizer": "lion", "lr_schedule": "early", "run_name": "a variant"}
 whole = checkpoint.load(train.train({**config, "output_dir": "whole", "keep_checkpoints": 9}))
 assert whole["config"]["run_name"] == "a variant"
 assert any("query_norm" in name for name in whole["model_state_dict"])
