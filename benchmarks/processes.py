@@ -10,14 +10,13 @@ from functools import partial
 
 import torch
 
-from benchmarks.train_peers import learned, our_model, ours
+from benchmarks.train_peers import CONFIG, learned, our_model, ours
 from benchmarks.turns import Contestant, Rows, Steps, Task, take_turns
 from corpus.text import PROJECT
 from system.machine import Machine, num_cores
 from training.learner import Learner
 from training.parallel import joined
 from training.processes import Processes
-from training.settings import DEFAULTS
 
 
 class Apart(Processes):
@@ -73,7 +72,7 @@ def steps_of(task: Task, machine: Machine, place: list[int], *, is_joined: bool)
     names = ("RANK", "WORLD_SIZE", "MASTER_PORT")
     environment = dict(zip(names, map(str, place), strict=True)) | {"MASTER_ADDR": "127.0.0.1"}
     os.environ.update(environment if is_joined else {})
-    config = {**DEFAULTS, **asdict(task), "compile": "off"}
+    config = {**CONFIG, **asdict(task), "compile": "off"}
     num_shared = task.vocab_size - task.num_rows + 1
     with joined() as team:
         team.start("cpu")

@@ -26,6 +26,7 @@ from training.settings import DEFAULTS
 from weights import huggingface_weights
 
 LEARNING_RATE, WEIGHT_DECAY, MAX_GRAD_NORM = 3e-4, 0.1, 1.0
+CONFIG = {**DEFAULTS, "optimizer": "adamw"}
 CHUNKS = {"batch_chunk_size": 1024, "acc_policy": "compact"}  # of torch's own loss
 LossOf = Callable[[Module, Tensor, Tensor], Tensor]  # inputs and targets (B, T) -> a mean
 
@@ -58,9 +59,9 @@ def our_model(task: Task) -> Transformer:
 
 
 def ours(task: Task, machine: Machine) -> Steps:
-    """What train.py runs."""
+    """What train.py runs, with the optimizer of its peers."""
     tune_process()
-    config = {**DEFAULTS, **asdict(task), "compile": "on" if task.compiled else "auto"}
+    config = {**CONFIG, **asdict(task), "compile": "on" if task.compiled else "auto"}
     model = our_model(task).to(machine.device)
     learner = Learner(model, machine, config, num_shared=task.vocab_size - task.num_rows + 1)
     return learned(learner, task, task.batch)
@@ -82,7 +83,7 @@ def on_text(task: Task, machine: Machine, *, is_exact: bool = False) -> Steps:
     text = (PROJECT / "example.txt").read_text(encoding="utf-8")
     windows = GPTDatasetV1(text, GPT2Tokenizer(), task.seq_len, task.seq_len)
     batches = Batches(windows, task.batch_size, seed=task.seed)
-    learner = Learner(our_model(task).to(machine.device), machine, {**DEFAULTS, **asdict(task)})
+    learner = Learner(our_model(task).to(machine.device), machine, {**CONFIG, **asdict(task)})
     return learned(learner, task, batches.__getitem__)
 
 

@@ -154,21 +154,27 @@ KEYS = {
     "embedding_dim": Key(256, "width of the model, a multiple of num_heads", AT_LEAST_1, FIXED),
     "num_layers": Key(4, "transformer blocks", AT_LEAST_1, FIXED),
     "num_heads": Key(8, "attention heads in each block", AT_LEAST_1, FIXED),
-    "dropout": Key(0.1, "share of activations zeroed; 0 suits much text", or_auto(SHARE_BELOW_1)),
+    "dropout": Key(
+        0.1, "share of activations zeroed; unset, a rule for muon", or_auto(SHARE_BELOW_1)
+    ),
     "ffn_hidden_dim": Key(1024, "width inside the feed-forward layers", AT_LEAST_1, FIXED),
     # the optimisation
     "batch_size": Key(8, "windows in memory at once; lower it when memory runs out", AT_LEAST_1),
-    "grad_accum_steps": Key(1, "batches per update: 8 x 4 learns as 32 x 1 does", AT_LEAST_1),
+    "grad_accum_steps": Key(2, "batches per update: 8 x 4 learns as 32 x 1 does", AT_LEAST_1),
     "num_epochs": Key(5, "times that every training window is shown", AT_LEAST_1),
     "max_steps": Key(0, "updates that end a run, if nothing else has; 0: any number", AT_LEAST_0),
     "max_tokens": Key(0, "the same in tokens shown; 0: any number", AT_LEAST_0),
     "max_minutes": Key(0, "time for all of it: epochs repeat till then; 0: any", NOT_NEGATIVE),
-    "optimizer": Key("adamw", "adamw, or muon, which learns more from a step", OPTIMIZER, ORDERED),
-    "learning_rate": Key(3e-4, "the highest rate; larger models want less", or_auto(POSITIVE)),
-    "lr_schedule": Key("decay", "constant, cosine, linear, or decay in the last fifth", SCHEDULE),
-    "lr_min_ratio": Key(0.1, "a rate that falls ends at this share of learning_rate", SHARE),
+    "optimizer": Key("muon", "adamw, or muon, which learns more from a step", OPTIMIZER, ORDERED),
+    "learning_rate": Key(
+        3e-4, "the highest rate; unset, a rule finds that of muon", or_auto(POSITIVE)
+    ),
+    "lr_schedule": Key("linear", "constant, cosine, linear, or decay in the last fifth", SCHEDULE),
+    "lr_min_ratio": Key(0.0, "a rate that falls ends at this share of learning_rate", SHARE),
     "warmup_steps": Key(0, "updates in which the rate rises to learning_rate", AT_LEAST_0),
-    "weight_decay": Key(0.1, "pull of the matrices towards 0", or_auto(NOT_NEGATIVE)),
+    "weight_decay": Key(
+        0.1, "pull of the matrices towards 0; unset, a rule for muon", or_auto(NOT_NEGATIVE)
+    ),
     "average_weights": Key("", "ema, tail, or a decay below 1: judged too; empty: no", AVERAGE),
     "max_grad_norm": Key(1.0, "longer gradients are cut to this length", POSITIVE),
     "patience": Key(5, "evaluations without a better one that end a run; 0: none do", AT_LEAST_0),
