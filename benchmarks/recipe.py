@@ -21,15 +21,19 @@ EARLIER = {  # the default before Muon
     "learning_rate": 3e-4,
     "lr_schedule": "decay",
     "lr_min_ratio": 0.1,
-    "warmup_steps": 0,
-    "weight_decay": 0.1,
-    "dropout": 0.1,
-    "batch_size": 8,
-    "num_epochs": 5,
+    "grad_accum_steps": 1,
 }
 RECIPES: dict[str, dict[str, Any]] = {  # changes to the default, a row of the table each
     "the default": {},
     "the default before": EARLIER,
+    "AdamW at 2e-3": {**EARLIER, "learning_rate": 2e-3},
+    "half the rate": {"learning_rate": 4e-3},
+    "twice the rate": {"learning_rate": 1.6e-2},
+    "1,024 tokens an update": {"grad_accum_steps": 1},
+    "decay 0.1": {"weight_decay": 0.1},
+    "decay 3": {"weight_decay": 3},
+    "dropout 0.1": {"dropout": 0.1},
+    "falls in the last fifth": {"lr_schedule": "decay", "lr_min_ratio": 0.1},
 }
 COMMON = {"eval_tokens": 10**9, "sample_tokens": 0, "patience": 0}  # all of the validation part
 
