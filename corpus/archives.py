@@ -18,7 +18,7 @@ from corpus.text import BLOCK_BYTES
 from system.errors import DataError
 
 BOMB_BYTES, BOMB_RATIO = 1_000_000_000, 200  # more than both is no text
-ZSTD_INPUT_BYTES = 1 << 12  # of which some may unpack to 32,000 times as much at once
+ZSTD_INPUT_BYTES = 1 << 8  # may unpack to 32,768 times as much at once
 ZIP = "a zip archive"
 SUFFIXES = {".gz", ".zst", ".bz2", ".xz", ".zip"}
 DAMAGE = (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, NotImplementedError)

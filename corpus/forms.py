@@ -6,9 +6,11 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from corpus.pieces import Piece, text_pieces
@@ -32,6 +34,7 @@ class Rules:
     skips: bool  # what cannot be read is counted and left out
     replace_invalid: bool  # bytes that are no text are read as U+FFFD
     found: dict[str, Any] = field(default_factory=dict)
+    scratch: Path | None = None  # where a Parquet table in an archive is unpacked
 
     def refuse(self, error: DataError) -> None:
         """Raises the error, or counts it where faults are skipped."""
@@ -188,10 +191,10 @@ def parquet_rows(file: BinaryIO, name: str, rules: Rules) -> Iterator[tuple[int,
         from pyarrow import parquet
     except ImportError as error:
         raise DataError(f"reading .parquet needs pyarrow ({error}): pip install pyarrow") from error
-    with tempfile.TemporaryFile() as whole:
+    with ExitStack() as stack:
         if not file.seekable():  # in an archive
-            shutil.copyfileobj(file, whole)
-            file = whole
+            packed, file = file, stack.enter_context(tempfile.TemporaryFile(dir=rules.scratch))
+            shutil.copyfileobj(packed, file)
         table = parquet.ParquetFile(file, buffer_size=BLOCK_BYTES, pre_buffer=False)
         column_of(table.schema_arrow.names, name, rules)
         number = 0

@@ -62,9 +62,9 @@ class KnownFiles:
             self.is_changed = False
 
 
-def stamp_of(path: Path) -> list[int]:
+def stamp_of(file: Path | int) -> list[int]:
     """[size, mtime, ctime (ns), inode]: an edit changes one of them, unless within a tick."""
-    status = os.stat(path)
+    status = os.stat(file)
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 

@@ -3,6 +3,7 @@
 import io
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import PurePath, PurePosixPath
 from typing import NamedTuple
 
@@ -74,16 +75,10 @@ def pieces_in_zip(
             name = f"{opened.name}/{path}"
             if any(map(is_hidden, path.parts)) and ".." not in path.parts:
                 rules.found["hidden"] += 1
-            else:
-                member = Opened(name, info.compress_size, num_layers=1)
-                yield from tolerated(pieces_in_member(archive, info, member, rules), name, rules)
-
-
-def pieces_in_member(
-    archive: zipfile.ZipFile, info: zipfile.ZipInfo, opened: Opened, rules: Rules
-) -> Iterator[tuple[Piece, bool]]:
-    with open_member(archive, info, opened.name) as file:
-        yield from pieces_in(file, opened, rules)
+                continue
+            member = Opened(name, info.compress_size, num_layers=1)
+            with tolerated(name, rules), open_member(archive, info, name) as inner:
+                yield from pieces_in(inner, member, rules)
 
 
 def pieces_of_text(
@@ -105,12 +100,11 @@ def pieces_of_text(
         yield piece, number == 0
 
 
-def tolerated(
-    pieces: Iterator[tuple[Piece, bool]], name: str, rules: Rules
-) -> Iterator[tuple[Piece, bool]]:
-    """The pieces; a fault ends them if the rules skip it, else it is a DataError with the name."""
+@contextmanager
+def tolerated(name: str, rules: Rules) -> Iterator[None]:
+    """A fault inside ends it if the rules skip faults, else it is a DataError with the name."""
     try:
         with located(name):
-            yield from pieces
+            yield
     except DataError as error:
         rules.refuse(error)

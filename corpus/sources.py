@@ -1,13 +1,13 @@
 """What `data` names, and its text in pieces of bounded size."""
 
 import io
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from corpus.forms import RECORDS, Rules
+from corpus.known_files import stamp_of
 from corpus.listing import Listing, Named, files_of
 from corpus.pieces import Piece
 from corpus.reading import Opened, form_of, pieces_in, tolerated
@@ -26,7 +26,7 @@ class Sources:
     def __init__(self, listing: Listing, why: str, rules: Rules) -> None:
         self.paths, self.why = listing.paths, why
         self._listing, self._rules = listing, rules
-        self._stamps = [_stamp(path) for path in listing.paths]
+        self._stamps = [stamp_of(path) for path in listing.paths]
 
     @property
     def found(self) -> dict[str, Any]:
@@ -50,8 +50,12 @@ class Sources:
         """Of the files as they lie on the disk; `found["num_read"]` grows to it."""
         return sum(size for size, *_ in self._stamps)
 
-    def pieces(self) -> Iterator[Piece]:
-        """The text, read anew by each call. DataError says what is wrong with a file and where."""
+    def pieces(self, *, scratch: Path | None = None) -> Iterator[Piece]:
+        """The text, read anew by each call. DataError says what is wrong with a file and where.
+
+        Tables in archives are unpacked in the folder `scratch`, or else in the system's.
+        """
+        self._rules = replace(self._rules, scratch=scratch)
         self._begin()
         last = None
         for piece, is_first_of_file in self._pieces_of_files():
@@ -81,7 +85,8 @@ class Sources:
                 io.BufferedReader(raw, BLOCK_BYTES) as file,
             ):
                 raw.check()
-                yield from tolerated(pieces_in(file, opened, self._rules), str(path), self._rules)
+                with tolerated(str(path), self._rules):
+                    yield from pieces_in(file, opened, self._rules)
                 raw.check()
             self.found["num_read"] = num_read + stamp[0]
 
@@ -102,6 +107,16 @@ def open_sources(
     if len(listing.paths) > 1:
         why = f"the first of {len(listing.paths):,} files in {listing.name}"
     return Sources(listing, why, Rules(field, errors == "skip", replace_invalid))
+
+
+def opened(data: Named, config: dict[str, Any]) -> Sources:
+    """The sources that `data` names, to be read as the config says."""
+    return open_sources(
+        data,
+        field=config["data_field"],
+        errors=config["data_errors"],
+        replace_invalid=config["replace_invalid_utf8"],
+    )
 
 
 def lines_about(found: dict[str, Any], field: str) -> list[str]:
@@ -137,7 +152,7 @@ class _Watched(io.FileIO):
         self._changed = DataError(f"the text changed while it was read ({path}): start again")
 
     def check(self) -> None:
-        if _stamp(self.fileno()) != self._stamp:
+        if stamp_of(self.fileno()) != self._stamp:
             raise self._changed
 
     def readinto(self, buffer: Any) -> int:
@@ -147,8 +162,3 @@ class _Watched(io.FileIO):
             raise self._changed
         self._found["num_read"] = self._before + position
         return count
-
-
-def _stamp(file: Path | int) -> list[int]:
-    status = os.stat(file)
-    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]

@@ -1,5 +1,7 @@
 """What cannot be read is one line with the file and the place; on request it is skipped."""
 
+import gzip
+import io
 import json
 import os
 import random
@@ -7,6 +9,7 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
+import zstandard
 from forms import FORMS, PACKERS, documents_of, parquet_table, table, zipped
 
 from corpus import archives, forms
@@ -147,6 +150,19 @@ def fault_of(path):
     except DataError as error:
         return str(error)
     return None
+
+
+def test_a_table_in_an_archive_is_unpacked_where_the_tokens_are_made(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    for name in ("a.parquet", "a.parquet.gz"):
+        content = CONTENT["a.parquet"]
+        path = write(tmp_path / name, gzip.compress(content) if name.endswith("gz") else content)
+        assert list(open_sources(path).pieces(scratch=tmp_path))
+
+
+def test_repetitive_zstd_data_is_unpacked_in_small_blocks():
+    packed = io.BytesIO(zstandard.compress(bytes(50_000_000)))
+    assert max(map(len, archives.zstd_blocks(packed))) <= 1 << 23
 
 
 def test_frames_and_members_that_follow_each_other_are_read_to_the_end(tmp_path):
