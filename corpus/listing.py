@@ -2,17 +2,18 @@
 
 import glob
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from corpus.addresses import is_address, is_hidden, local_copies
 from corpus.text import chosen_text
-from corpus.token_parts import is_in_parts
 from system.errors import DataError
 from system.files import as_path
 
 CACHE_FOLDER = ".tokens"  # ours
+PART_NAME = re.compile(r"part-\d{5}-of-(\d{5})")  # of the tokens that `data.py build` makes
 Named = str | Path | Sequence[str | Path]
 
 
@@ -78,6 +79,11 @@ class Listing:
         else:
             self.paths.append(chosen_text(name))
             self.named.add(self.paths[-1])
+
+
+def is_in_parts(path: Path) -> bool:
+    """Whether `data.py build` has filled the folder."""
+    return path.is_dir() and any(PART_NAME.fullmatch(name) for name in os.listdir(path))
 
 
 def files_of(data: Named) -> Listing:

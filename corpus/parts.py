@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from corpus import token_parts
+from corpus.listing import is_in_parts
 from corpus.notes import remembered
-from corpus.sources import Sources, lines_about, open_sources
+from corpus.sources import Sources, lines_about, opened
 from corpus.split import (
     Documents,
     Runs,
@@ -155,21 +157,16 @@ def training_bounds(texts: list[Text], val_texts: list[Text], config: dict[str, 
     return remembered(paths, hashlib.sha256(key.encode()).hexdigest(), bounds)
 
 
-def opened(name: str | Path, config: dict[str, Any]) -> Sources:
-    return open_sources(
-        name,
-        field=config["data_field"],
-        errors=config["data_errors"],
-        replace_invalid=config["replace_invalid_utf8"],
-    )
-
-
 def read_text(
     sources: Sources, config: dict[str, Any], *, num_texts: int, is_earlier: bool
 ) -> Text:
     """The text with its documents, one of so many that are read in turn."""
-    parents = [folder.parent for folder in cache_folders(sources.paths[0], config)]
-    tokens = load_tokens(sources, cache_parents=parents, num_texts=num_texts)
+    path = sources.paths[0]
+    if is_in_parts(path):
+        tokens = token_parts.read_parts(path)
+    else:
+        parents = [folder.parent for folder in cache_folders(path, config)]
+        tokens = load_tokens(sources, cache_parents=parents, num_texts=num_texts)
     return Text(sources, tokens, has_hashes=not is_earlier)
 
 

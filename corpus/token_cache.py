@@ -15,7 +15,6 @@ from filelock import Timeout
 from corpus.known_files import KNOWN_NAME, KnownFiles
 from corpus.sources import Sources
 from corpus.token_build import VERSION, build
-from corpus.token_parts import is_in_parts, read_parts
 from corpus.token_shards import MANIFEST_NAME, Tokens, read_cache, read_manifest
 from system.errors import DataError
 from system.files import exclusive, part_path_of, sweep_parts, sync_folder
@@ -37,8 +36,6 @@ def load_tokens(sources: Sources, *, cache_parents: Sequence[Path], num_texts: i
     finished one is found and mapped without reading text or tokens whole (see `KnownFiles`). It is
     one of `num_texts` of a run, none of which takes another one's place.
     """
-    if is_in_parts(sources.paths[0]):
-        return read_parts(sources.paths[0])
     folders = [parent / ".tokens" for parent in cache_parents]
     known = KnownFiles(folder / KNOWN_NAME for folder in folders)
     text_sha256 = known.sha256_of(sources.paths)
@@ -56,19 +53,6 @@ def load_tokens(sources: Sources, *, cache_parents: Sequence[Path], num_texts: i
     return _build_cache_at(folders[-1] / name, sources, text_sha256, known, num_texts)
 
 
-def build_part(sources: Sources, folder: Path, *, number: int, total: int) -> Tokens:
-    """Makes part `number`, from 1 on, of `total` in the folder; goes on with it, or finds it.
-
-    The files of the sources are shared out in their order. Parts know nothing of each other.
-    """
-    if not 1 <= number <= total <= len(sources.paths):
-        raise DataError(
-            f"no part {number} of {total} ({len(sources.paths)} files): each part needs a file"
-        )
-    place = folder / f"part-{number:05}-of-{total:05}"
-    return load_tokens(sources.part(number - 1, total), cache_parents=[place])
-
-
 def _build_cache_at(
     path: Path, sources: Sources, text_sha256: str, known: KnownFiles, num_texts: int
 ) -> Tokens:
@@ -79,10 +63,13 @@ def _build_cache_at(
         if tokens is None:
             sweep_parts(folder)
             building = path.with_suffix(".building") if is_alone else part_path_of(path)
-            with _removed_after_errors(building):
+            try:
                 build(building, sources, text_sha256, known)
                 shutil.rmtree(path, ignore_errors=True)  # a damaged one
                 os.replace(building, path)
+            except (OSError, DataError):  # no kill, after which it is continued
+                shutil.rmtree(building, ignore_errors=True)
+                raise
             sync_folder(folder)
             for name, sha256 in read_manifest(path)["files"].items():
                 known.record(path / name, sha256)
@@ -92,16 +79,6 @@ def _build_cache_at(
     if tokens is None:
         raise DataError(f"the token cache changed while written ({path}): start again")
     return tokens
-
-
-@contextmanager
-def _removed_after_errors(building: Path) -> Iterator[None]:
-    """What a kill leaves is continued; what cannot be finished takes no room on the disk."""
-    try:
-        yield
-    except (OSError, DataError):
-        shutil.rmtree(building, ignore_errors=True)
-        raise
 
 
 @contextmanager

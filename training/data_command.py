@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from corpus import known
+from corpus import known, token_parts
 from corpus.report import histogram, near_copies
 from reports.page import page
 from system.command_line import Parser
@@ -19,12 +19,14 @@ MEASURED_SECONDS = 2  # of updates
 
 
 def main(arguments: Sequence[str], config: dict[str, Any]) -> None:
-    """`get NAME`, or what `train.py` with this config would train on."""
+    """`get NAME`, `build PATH`, or what `train.py` with this config would train on."""
     if arguments[:1] == ["get"]:
         return known.main(arguments[1:])
+    if arguments[:1] == ["build"]:
+        return token_parts.main(arguments[1:], wanted(config, {}).config)
     parser = Parser(
         prog="data.py",
-        description="Shows what a text is like before train.py trains on it. Or: data.py get NAME.",
+        description="Shows what a text is like. Or: data.py get NAME, data.py build PATH.",
         allow_abbrev=False,
     )
     parser.add_argument("data", metavar="PATH", nargs="+", help="what train.py takes as --data")

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from corpus.corpus import read_corpus
+from corpus.listing import is_in_parts
 from corpus.sources import open_sources
-from corpus.token_cache import build_part, load_tokens
-from corpus.token_parts import is_in_parts, read_parts
-from system.errors import DataError
+from corpus.token_cache import load_tokens
+from corpus.token_parts import build_part, main, read_parts
+from system.errors import ConfigError, DataError
 from tokenizer import END_OF_TEXT
 
 TEXTS = [
@@ -62,13 +63,14 @@ def test_a_finished_part_is_found_again_and_a_missing_one_is_named(sources, tmp_
         read_parts(tmp_path)
 
 
-def test_a_run_trains_on_parts_as_on_the_text(tmp_path, tokenizer, tiny_config):
+def test_a_run_trains_on_parts_as_on_the_text(tmp_path, tokenizer, tiny_config, capsys):
     for number in range(4):
         (tmp_path / "texts").mkdir(exist_ok=True)
         (tmp_path / "texts" / f"{number}.txt").write_text(f"Tom saw dog number {number}. " * 30)
-    sources = open_sources(tmp_path / "texts")
-    for number in (1, 2):
-        build_part(sources, tmp_path / "tokens", number=number, total=2)
+    for part in ("2/2", "1/2"):
+        arguments = [str(tmp_path / "texts"), "--part", part, "--into", str(tmp_path / "tokens")]
+        main(arguments, tiny_config)
+    assert capsys.readouterr().out.endswith(f"python train.py --data {tmp_path}/tokens\n")
     names = ("texts", "tokens")
     config = {**tiny_config, "output_dir": str(tmp_path)}
     whole, parts = (
@@ -86,3 +88,9 @@ def test_a_part_that_has_no_files_is_an_error(sources, tmp_path, number, total):
     with pytest.raises(DataError, match=rf"no part {number} of {total} \(4 files\)"):
         build_part(sources, tmp_path, number=number, total=total)
     assert not Path(tmp_path, "tokens").exists()
+
+
+@pytest.mark.parametrize("part", ["3-8", "3", "a/b", "-1/2", ""])
+def test_a_part_that_is_none_is_an_error(part, tiny_config):
+    with pytest.raises(ConfigError, match=r"--part.*: see data.py build --help"):
+        main(["texts", f"--part={part}"], tiny_config)
