@@ -4,7 +4,7 @@ A document ends with its separator. It is known by a hash of its ids, blank ones
 is the same wherever it stands in a file.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,6 @@ import numpy as np
 from corpus.token_shards import TokenShards
 from tokenizer import END_OF_TEXT_ID
 
-BLOCK_IDS = 1 << 16
 ALL_IDS = np.arange(1 << 16, dtype=np.uint64)
 IS_BLANK = np.isin(ALL_IDS, (197, 198, 199, 200, 201, 220, 628))  # \t \n \v \f \r, space, \n\n
 BLANK = 0  # the hash of a document without a word, which is no copy of another
@@ -186,11 +185,13 @@ def from_bounds(bounds: np.ndarray, rows: Sequence[Row]) -> list[Runs]:
     return [Runs(row, *(of - at)) for row, of, at in zip(rows, of_rows, before, strict=False)]
 
 
-def hash_documents(ids: Row) -> Iterator[np.ndarray]:
-    """In blocks the hash of each document, (D,) uint64, at last that of what no separator ends."""
+def hash_documents(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """For each block of ids the hashes of the documents that end in it, (D,) uint64.
+
+    At last comes that of what no separator ends.
+    """
     rest, num_before = np.zeros(1, np.uint64), 0  # of the document that goes on: hash, ids
-    for start in range(0, len(ids), BLOCK_IDS):
-        block = ids[start : start + BLOCK_IDS]
+    for block in blocks:
         block = block[~IS_BLANK[block]]
         ends = np.flatnonzero(block == END_OF_TEXT_ID)
         firsts = np.concatenate([[-num_before], ends + 1])

@@ -14,7 +14,7 @@ from system.files import as_path
 
 TEXT_NAMES = ("TinyStories.txt", "data.txt", "example.txt")
 PROJECT = Path(__file__).parent.parent  # where train.py lies
-BLOCK_BYTES = 1 << 18
+BLOCK_BYTES = 1 << 19
 BYTE_ORDER_MARKS = {
     codecs.BOM_UTF8: "utf-8",
     codecs.BOM_UTF16_LE: "utf-16-le",

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice
 from pathlib import Path
@@ -23,7 +24,6 @@ from corpus.token_shards import (
     MANIFEST_NAME,
     NEVER,
     POSITION_TYPE,
-    joined,
     sealed,
 )
 from corpus.token_workers import encoded
@@ -35,11 +35,11 @@ from tokenizer import END_OF_TEXT_ID, TABLE_SHA256
 VERSION = 4
 PROGRESS_NAME = "batches.json"
 MAX_SHARD_TOKENS = 1 << 30
-BATCHES_PER_SYNC = 64  # some 16 MB of text, the most that a kill costs
-FEW_BATCHES = 32  # are done before workers are ready; the size of an archive does not tell
+BATCHES_PER_SYNC = 32  # some 16 MB of text, the most that a kill costs
+FEW_BATCHES = 16  # are done before workers are ready; the size of an archive does not tell
 MAX_WORKERS = 8  # the one reader has no text for more
 BYTES_PER_TOKEN = 5  # of text: more than usual, so that no text is refused that fits
-BLOCK_IDS = 1 << 20
+BLOCK_IDS = 1 << 15  # what is computed of them stays in the processor's cache
 
 
 def build(folder: Path, sources: Sources, text_sha256: str, known: KnownFiles) -> None:
@@ -52,21 +52,21 @@ def build(folder: Path, sources: Sources, text_sha256: str, known: KnownFiles) -
     for path in folder.glob(".*.gpt-part"):  # what a killed process was about to write
         path.unlink()
     num_batches, num_tokens = read_progress(folder)
-    batches = in_batches(sources.pieces())
+    batches = in_batches(sources.pieces(scratch=folder))
     is_blank = True
     for batch in islice(batches, num_batches):
         is_blank = is_blank and not batch.text.strip()
     first = list(islice(batches, FEW_BATCHES + 1))
     num_workers = min(num_cores(), MAX_WORKERS) if len(first) > FEW_BATCHES else 0
-    with ShardWriter(folder, num_tokens) as writer, progress_bar(sources) as bar:
+    with progress_bar(sources) as bar:
         for batch, ids in encoded(chain(first, batches), num_workers):
             is_blank = is_blank and not batch.text.strip()
-            writer.write(ids)
+            num_tokens = append_ids(folder, ids, num_tokens=num_tokens)
             num_batches += 1
             if num_batches % BATCHES_PER_SYNC == 0:
-                writer.sync(num_batches)
+                write_progress(folder, num_batches, num_tokens)
             bar.update(sources.found["num_read"] - bar.n)
-        writer.sync(num_batches)
+    write_progress(folder, num_batches, num_tokens)
     if is_blank:
         raise DataError(f"the text is empty or blank ({sources.paths[0]}): put some stories in it")
     files = seal_shards(folder)
@@ -76,7 +76,7 @@ def build(folder: Path, sources: Sources, text_sha256: str, known: KnownFiles) -
         "version": VERSION,
         "tokenizer_sha256": TABLE_SHA256,
         "text_sha256": text_sha256,
-        "num_tokens": writer.num_tokens,
+        "num_tokens": num_tokens,
         "found": sources.found,
         "files": files,
     }
@@ -103,54 +103,37 @@ def progress_bar(sources: Sources) -> tqdm:
 
 
 def read_progress(folder: Path) -> tuple[int, int]:
-    """Batches and tokens that are safely in the folder."""
+    """Batches and tokens that are surely in the folder; ids behind these are cut off."""
     try:
         num_batches, num_tokens = json.loads((folder / PROGRESS_NAME).read_bytes())
     except (FileNotFoundError, ValueError):
-        return 0, 0
+        num_batches, num_tokens = 0, 0
+    for path in folder.glob("*.ids"):
+        num_sure = num_tokens - int(path.stem) * MAX_SHARD_TOKENS
+        if num_sure > 0:
+            os.truncate(path, min(num_sure, MAX_SHARD_TOKENS) * ID_TYPE.itemsize)
+        else:
+            path.unlink()
     return num_batches, num_tokens
 
 
-class ShardWriter:
-    """Appends ids to the shards in a folder that holds `num_tokens` of them for sure.
+def append_ids(folder: Path, ids: np.ndarray, *, num_tokens: int) -> int:
+    """Writes ids behind the first `num_tokens`, and returns how many are in the shards now."""
+    while len(ids):
+        number, num_there = divmod(num_tokens, MAX_SHARD_TOKENS)
+        part, ids = np.split(ids, [MAX_SHARD_TOKENS - num_there])
+        with (folder / f"{number:05}.ids").open("ab") as shard:
+            shard.write(part)
+        num_tokens += len(part)
+    return num_tokens
 
-    What lies behind these is cut off: nobody knows how it ended.
-    """
 
-    def __init__(self, folder: Path, num_tokens: int) -> None:
-        self.folder, self.num_tokens = folder, num_tokens
-        for path in folder.glob("*.ids"):
-            if int(path.stem) * MAX_SHARD_TOKENS >= num_tokens:
-                path.unlink()
-        self._open_shard()
-
-    def _open_shard(self) -> None:
-        number, num_tokens = divmod(self.num_tokens, MAX_SHARD_TOKENS)
-        self._file = (self.folder / f"{number:05}.ids").open("ab", buffering=0)
-        self._file.truncate(num_tokens * ID_TYPE.itemsize)
-
-    def write(self, ids: np.ndarray) -> None:
-        while len(ids):
-            room = MAX_SHARD_TOKENS - self.num_tokens % MAX_SHARD_TOKENS
-            self._file.write(ids[:room])
-            self.num_tokens += len(ids[:room])
-            if room <= len(ids):
-                os.fsync(self._file.fileno())
-                self._file.close()
-                self._open_shard()
-            ids = ids[room:]
-
-    def sync(self, num_batches: int) -> None:
-        """Makes sure of what was written: the ids of so many batches."""
-        os.fsync(self._file.fileno())
-        progress = json.dumps([num_batches, self.num_tokens]).encode()
-        write_durably(self.folder / PROGRESS_NAME, lambda file: file.write(progress))
-
-    def __enter__(self) -> "ShardWriter":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._file.close()
+def write_progress(folder: Path, num_batches: int, num_tokens: int) -> None:
+    """Makes sure of the ids of so many batches."""
+    for path in sorted(folder.glob("*.ids"))[-2:]:  # no more were written to since the last time
+        sync_file(path)
+    progress = json.dumps([num_batches, num_tokens]).encode()
+    write_durably(folder / PROGRESS_NAME, lambda file: file.write(progress))
 
 
 def seal_shards(folder: Path) -> dict[str, str]:
@@ -172,27 +155,17 @@ def seal_shards(folder: Path) -> dict[str, str]:
     return hashes
 
 
-class UnmappedIds:
-    """The ids in a file, a slice read at a time: mapped ones would stay in memory as they pass."""
-
-    dtype = ID_TYPE
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.num_ids = path, path.stat().st_size // ID_TYPE.itemsize
-
-    def __len__(self) -> int:
-        return self.num_ids
-
-    def __getitem__(self, wanted: slice) -> np.ndarray:
-        start, stop, _ = wanted.indices(self.num_ids)
-        offset = start * ID_TYPE.itemsize
-        return np.fromfile(self.path, ID_TYPE, max(0, stop - start), offset=offset)
+def blocks_in(path: Path) -> Iterator[np.ndarray]:
+    """The ids in a file, read and not mapped: mapped ones would stay in memory as they pass."""
+    with path.open("rb") as file:
+        while len(ids := np.fromfile(file, ID_TYPE, BLOCK_IDS)):
+            yield ids
 
 
 def write_document_hashes(folder: Path) -> None:
-    shards = joined([UnmappedIds(path) for path in sorted(folder.glob("*.ids"))])
+    blocks = chain.from_iterable(map(blocks_in, sorted(folder.glob("*.ids"))))
     with (folder / DOCUMENTS_NAME).open("wb") as file:
-        file.writelines(block.astype(HASH_TYPE) for block in hash_documents(shards))
+        file.writelines(hashes.astype(HASH_TYPE) for hashes in hash_documents(blocks))
 
 
 def seal(path: Path, first_seen: np.ndarray, start: int) -> str:
@@ -200,10 +173,9 @@ def seal(path: Path, first_seen: np.ndarray, start: int) -> str:
 
     Returns the shard's SHA-256; `start` is its place among all tokens.
     """
-    digest = hashlib.sha256()
-    with path.open("rb") as shard, path.with_suffix(".ends").open("wb") as ends:
-        at = 0
-        while len(ids := np.fromfile(shard, ID_TYPE, BLOCK_IDS)):
+    digest, at = hashlib.sha256(), 0
+    with path.with_suffix(".ends").open("wb") as ends:
+        for ids in blocks_in(path):
             digest.update(ids)
             found = np.flatnonzero(ids == END_OF_TEXT_ID) + at + 1
             ends.write(found.astype(POSITION_TYPE))

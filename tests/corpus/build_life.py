@@ -79,7 +79,7 @@ def die_at(event: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     for module, name in [
-        (token_build.ShardWriter, "write"),
+        (token_build, "append_ids"),
         (token_build, "seal"),
         (os, "fsync"),
         (os, "replace"),
@@ -130,7 +130,7 @@ def main() -> None:
             if next(left, None) is None:
                 os.kill(os.getpid(), int(values[0]))
 
-        before_each(token_build.ShardWriter, "write", stop)
+        before_each(token_build, "append_ids", stop)
     run_command(build)
 
 

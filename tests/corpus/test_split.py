@@ -3,7 +3,6 @@
 from itertools import chain
 
 import numpy as np
-import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -32,7 +31,7 @@ def joined(parts):
 def documents_of(ids, *, hashes=True):
     row = np.array(ids, dtype=np.uint16)
     ends = np.flatnonzero(row == END_OF_TEXT_ID) + 1
-    return Documents.of(row, ends, np.concatenate([*hash_documents(row)]) if hashes else None)
+    return Documents.of(row, ends, np.concatenate([*hash_documents([row])]) if hashes else None)
 
 
 def words_of(ids):
@@ -154,9 +153,9 @@ def test_documents_of_a_validation_text_are_not_trained_on():
 
 @given(st.lists(st.sampled_from(FEW_IDS), max_size=60), st.integers(1, 9))
 def test_a_hash_stands_for_the_words_of_a_document_in_their_order(ids, block_size):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("corpus.split.BLOCK_IDS", block_size)
-        hashes = np.concatenate([*hash_documents(np.array(ids, dtype=np.uint16))])
+    row = np.array(ids, dtype=np.uint16)
+    blocks = [row[at : at + block_size] for at in range(0, len(row), block_size)]
+    hashes = np.concatenate([*hash_documents(blocks)])
     text = "".join(map(chr, ids))
     words = [document.replace(chr(NEWLINE), "") for document in text.split(chr(END_OF_TEXT_ID))]
     assert len(hashes) == len(words)

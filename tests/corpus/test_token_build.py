@@ -16,11 +16,11 @@ from build_life import CHANGES, TEXT_NAME, folder_of, write_text
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corpus import known_files, pieces, split, text, token_build
+from corpus import known_files, pieces, text, token_build
 from corpus.known_files import KnownFiles
 from corpus.pieces import Piece, document_pieces, in_batches
 from corpus.sources import open_sources
-from corpus.token_build import ShardWriter, build
+from corpus.token_build import append_ids, build, read_progress, write_progress
 from corpus.token_cache import load_tokens
 from corpus.token_shards import TokenShards, joined, read_manifest
 from corpus.token_workers import Worker, encode, encoded
@@ -247,7 +247,6 @@ def test_memory_does_not_grow_with_the_text(tmp_path, monkeypatch):
     monkeypatch.setattr(token_build, "BLOCK_IDS", 1 << 12)
     monkeypatch.setattr(token_build, "FEW_BATCHES", 2)
     monkeypatch.setattr(token_build, "num_cores", lambda: 0)
-    monkeypatch.setattr(split, "BLOCK_IDS", 1 << 12)
     monkeypatch.setattr(pieces, "BATCH_CHARS", 1 << 13)
     monkeypatch.setattr(pieces, "MAX_PIECE_CHARS", 1 << 13)
 
@@ -268,15 +267,16 @@ def test_memory_does_not_grow_with_the_text(tmp_path, monkeypatch):
         assert peak(content * few * 10) < peak(content * few) + 300_000  # of 900,000 more
 
 
-def test_a_writer_cuts_off_what_it_is_not_sure_of(small, tmp_path):
+def test_ids_behind_those_that_are_sure_are_cut_off(small, tmp_path):
     limit = token_build.MAX_SHARD_TOKENS
-    with ShardWriter(tmp_path, 0) as writer:
-        writer.write(np.arange(3 * limit + 5, dtype="<u2"))
-    for num_sure in (3 * limit + 5, 3 * limit, 2 * limit + 1, limit, 1, 0):
-        with ShardWriter(tmp_path, num_sure) as writer:
-            assert writer.num_tokens == num_sure
-        ids = np.concatenate([np.fromfile(p, "<u2") for p in sorted(tmp_path.glob("*.ids"))])
-        assert ids.tolist() == list(range(num_sure))
+    ids = np.arange(3 * limit + 5, dtype="<u2")
+    assert append_ids(tmp_path, ids[:-3], num_tokens=0) == len(ids) - 3
+    assert append_ids(tmp_path, ids[-3:], num_tokens=len(ids) - 3) == len(ids)
+    for num_sure in (len(ids), 3 * limit, 2 * limit + 1, limit, 1, 0):
+        write_progress(tmp_path, 7, num_sure)
+        assert read_progress(tmp_path) == (7, num_sure)
+        shards = [np.fromfile(path, "<u2") for path in sorted(tmp_path.glob("*.ids"))]
+        assert np.concatenate([[], *shards]).tolist() == list(range(num_sure))
 
 
 def test_the_manifest_says_what_the_cache_is_of(undisturbed, tmp_path):

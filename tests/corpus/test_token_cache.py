@@ -322,8 +322,8 @@ def test_a_disk_without_locks_gives_each_process_a_folder_of_its_own(load, monke
 
 
 def test_text_that_changes_while_it_is_read_is_an_error_and_leaves_no_cache(load, monkeypatch):
-    def read_and_change(sources, pieces=Sources.pieces):
-        yield from pieces(sources)
+    def read_and_change(sources, pieces=Sources.pieces, **options):
+        yield from pieces(sources, **options)
         sources.paths[0].write_text("another text")
 
     monkeypatch.setattr(Sources, "pieces", read_and_change)
