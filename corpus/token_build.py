@@ -39,6 +39,7 @@ BATCHES_PER_SYNC = 32  # some 16 MB of text, the most that a kill costs
 FEW_BATCHES = 16  # are done before workers are ready; the size of an archive does not tell
 MAX_WORKERS = 8  # the one reader has no text for more
 BYTES_PER_TOKEN = 5  # of text: more than usual, so that no text is refused that fits
+KEPT_BYTES = 1 << 24  # glibc keeps blocks as large as one that was freed, and so their pages
 BLOCK_IDS = 1 << 15  # what is computed of them stays in the processor's cache
 
 
@@ -48,6 +49,7 @@ def build(folder: Path, sources: Sources, text_sha256: str, known: KnownFiles) -
     The text up to there is read again, not tokenized again. DataError if the text is blank.
     """
     check_room(folder, sources.num_bytes)
+    np.empty(KEPT_BYTES, np.uint8)  # freed at once, see there
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.glob(".*.gpt-part"):  # what a killed process was about to write
         path.unlink()

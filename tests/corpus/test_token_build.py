@@ -244,7 +244,7 @@ def test_killed_at_twenty_random_times_with_workers_the_finished_cache_is_the_sa
 def test_memory_does_not_grow_with_the_text(tmp_path, monkeypatch):
     monkeypatch.setattr(text, "BLOCK_BYTES", 1 << 14)
     monkeypatch.setattr(known_files, "BLOCK_BYTES", 1 << 14)
-    monkeypatch.setattr(token_build, "BLOCK_IDS", 1 << 12)
+    monkeypatch.setattr(token_build, "BLOCK_IDS", 1 << 10)
     monkeypatch.setattr(token_build, "FEW_BATCHES", 2)
     monkeypatch.setattr(token_build, "num_cores", lambda: 0)
     monkeypatch.setattr(pieces, "BATCH_CHARS", 1 << 13)
