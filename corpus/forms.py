@@ -79,10 +79,8 @@ def without_faults(pieces: Iterable[Piece], name: str, rules: Rules) -> Iterator
     number = 1
     for piece in pieces:
         documents = piece.text.split(END_OF_TEXT)
-        texts = [
-            rules.cleaned(text, f"{name}, document {number + n}")
-            for n, text in enumerate(documents)
-        ]
+        numbered = enumerate(documents, number)
+        texts = [rules.cleaned(text, f"{name}, document {n}") for n, text in numbered]
         text = END_OF_TEXT.join(text for text in texts if text is not None)
         if text or not piece.text:
             yield Piece(text)
