@@ -83,7 +83,16 @@ class StreamDecoder:
 
 @cache
 def load_encoding(table_path: Path) -> tiktoken.Encoding:
-    """The encoding of a table in tiktoken's format, lines `<base64 token> <rank>`; hash checked."""
+    return tiktoken.Encoding(
+        "gpt2",
+        pat_str=r50k_pat_str,
+        mergeable_ranks=load_ranks(table_path),
+        special_tokens={END_OF_TEXT: END_OF_TEXT_ID},
+    )
+
+
+def load_ranks(table_path: Path) -> dict[bytes, int]:
+    """The ranks in a table of tiktoken's format, lines `<base64 token> <rank>`; hash checked."""
     restore = "restore it from the repository"
     try:
         table = table_path.read_bytes()
@@ -93,10 +102,4 @@ def load_encoding(table_path: Path) -> tiktoken.Encoding:
     if hashlib.sha256(table).hexdigest() != TABLE_SHA256:
         raise VocabularyError(f"damaged vocabulary ({table_path}: wrong SHA-256): {restore}")
     pairs = (line.split() for line in table.splitlines())
-    ranks = {base64.b64decode(token): int(rank) for token, rank in pairs}
-    return tiktoken.Encoding(
-        "gpt2",
-        pat_str=r50k_pat_str,
-        mergeable_ranks=ranks,
-        special_tokens={END_OF_TEXT: END_OF_TEXT_ID},
-    )
+    return {base64.b64decode(token): int(rank) for token, rank in pairs}

@@ -19,6 +19,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from corpus.fast_tokenizer import FastTokenizer
 from corpus.pieces import Piece
 from system.errors import ProcessesError
 from tokenizer import END_OF_TEXT, GPT2Tokenizer
@@ -28,7 +29,7 @@ HEADER_BYTES = 9  # length, and whether END_OF_TEXT separates
 QUEUED_PER_WORKER = 4  # so that none waits while another one has a slow batch
 
 
-def encode(tokenizer: GPT2Tokenizer, batch: Piece) -> np.ndarray:
+def encode(tokenizer: GPT2Tokenizer | FastTokenizer, batch: Piece) -> np.ndarray:
     """The ids of a batch, (N,) little-endian uint16."""
     special = {END_OF_TEXT} if batch.has_separators else frozenset()
     return tokenizer.encode_to_numpy(batch.text, special).astype("<u2")
@@ -104,7 +105,7 @@ class Worker:
 
 def serve(requests: BinaryIO, answers: BinaryIO) -> None:
     """Answers batches with ids until no more come."""
-    tokenizer = GPT2Tokenizer()
+    tokenizer = FastTokenizer()
     for header in iter(partial(requests.read, HEADER_BYTES), b""):
         text = requests.read(int.from_bytes(header[:8], "little"))
         batch = Piece(text.decode("utf-8", "surrogatepass"), bool(header[8]))
