@@ -59,8 +59,8 @@ class Progress:
         self.costs[cost] = time.monotonic() - start
 
     def read(self) -> None:
-        """Looks at the clock, the same one for all processes."""
-        if math.isinf(self.seconds):
+        """Looks at the clock, the same one for all processes; what is over stays over."""
+        if math.isinf(self.seconds) or self.share >= 1:
             return
         self.used = self.used_before + time.monotonic() - self.began
         at_the_end = sum(self.costs.values()) + (WRITES_AT_THE_END - 1) * self.costs["write"]
