@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from itertools import count
 from statistics import median
@@ -93,18 +94,27 @@ class Learner:
             is_applied=is_applied,
         )
 
-    def seconds_per_update(self, *batch: Tensor, measured: float) -> float:
-        """How long an update by such a batch takes: the median of passes that teach nothing.
+    def seconds_per_update(
+        self, inputs: Tensor, targets: Tensor, seeds: Tensor, *, measured: float
+    ) -> float:
+        """How long such an update takes: the median of some before the first, at a rate of 0.
 
-        The first one warms up, and more follow until so many seconds are `measured`.
+        One warms up, then there are as many as last `measured` seconds. Nothing stays of them.
         """
-        seconds, end = [], time.perf_counter() + measured
-        while len(seconds) < 2 or time.perf_counter() < end:
+
+        def timed() -> float:
             start = time.perf_counter()
-            self.accumulate_gradients(*batch).item()  # waits for a GPU
+            with suppress(NonFiniteError):  # the first real one will say so
+                self.update(inputs, targets, learning_rate=0.0, seeds=seeds)
             self.optimizer.zero_grad()
-            seconds.append(time.perf_counter() - start)
-        return median(seconds[1:])
+            return time.perf_counter() - start
+
+        scale = self.scaler.state_dict()
+        num_updates = self.team.highest(1 + round(measured / timed()))
+        seconds = median(timed() for _ in range(num_updates))
+        self.optimizer.state.clear()
+        self.scaler.load_state_dict(scale)
+        return seconds
 
     def accumulate_gradients(self, inputs: Tensor, targets: Tensor, seeds: Tensor) -> Tensor:
         """Mean loss of the whole batch (B, T); its gradient is summed up piece by piece."""

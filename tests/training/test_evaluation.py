@@ -1,5 +1,7 @@
 """The validation loss against a naive one; what measuring leaves as it was."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor
@@ -34,9 +36,9 @@ def naive_mean_loss(model: Transformer, ids: Tensor) -> float:
     return sum(losses) / len(losses)
 
 
-def learner_of(model: Transformer, batch_size: int) -> Learner:
+def learner_of(model: Transformer, batch_size: int, **config: str) -> Learner:
     sizes = {"seq_len": T, "batch_size": batch_size, "compile": "off"}
-    return Learner(model, Machine.choose("cpu", "float32"), {**DEFAULTS, **sizes})
+    return Learner(model, Machine.choose("cpu", "float32"), {**DEFAULTS, **sizes, **config})
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
@@ -55,3 +57,17 @@ def test_measuring_restores_every_modules_mode_and_leaves_no_gradient(model):
     assert [module.training for module in model.modules()] == modes
     assert all(parameter.grad is None for parameter in model.parameters())
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_timing_updates_before_the_first_changes_nothing_that_follows(model, optimizer):
+    batch = some_ids(3 * T + 1)[:-1].view(3, T), some_ids(3 * T + 1)[1:].view(3, T)
+    ends = []
+    for is_timed in (False, True):
+        learner = learner_of(copy.deepcopy(model), 3, optimizer=optimizer)
+        if is_timed:
+            assert learner.seconds_per_update(*batch, torch.arange(3), measured=0.01) > 0
+        for _ in range(3):
+            learner.update(*batch, learning_rate=0.01, seeds=torch.arange(3))
+        ends.append(learner.model.state_dict())
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
