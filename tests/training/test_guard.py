@@ -16,13 +16,16 @@ pytestmark = pytest.mark.usefixtures("place")
 
 
 def spoil(monkeypatch, step, change):
-    """Lets `change(learner, loss)` act on the gradients and the loss of an update."""
+    """Lets `change(learner, loss)` act on the gradients and the loss from an update on.
+
+    Before the first update that of its batch is timed twice.
+    """
     accumulate, calls = Learner.accumulate_gradients, []
 
     def spoilt(learner, *batch):
         calls.append(learner)
         loss = accumulate(learner, *batch)
-        return change(learner, loss) if len(calls) > step else loss
+        return change(learner, loss) if len(calls) > step + 2 else loss
 
     monkeypatch.setattr(Learner, "accumulate_gradients", spoilt)
 

@@ -46,8 +46,11 @@ def faults_of_memory(seed: int) -> list[dict]:
 
 
 def rows_of(folder: Path) -> list[list]:
-    """The rows of every update, put together from what each process has noted."""
-    logs = [path.read_text().splitlines() for path in sorted(folder.glob("rows-*.log"))]
+    """The rows of every update, put together from what each process has noted.
+
+    Before the first update that of its batch has been timed twice.
+    """
+    logs = [path.read_text().splitlines()[2:] for path in sorted(folder.glob("rows-*.log"))]
     return [
         [row for line in lines for row in json.loads(line)] for lines in zip(*logs, strict=True)
     ]
