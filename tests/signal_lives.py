@@ -26,7 +26,7 @@ from training import learner, store
 from training.run import Run
 
 PLACES: dict[str, tuple[Any, str]] = {
-    "tokenizing": (token_build.ShardWriter, "write"),
+    "tokenizing": (token_build, "append_ids"),
     "first step": (Run, "update"),
     "evaluation": (learner.Learner, "mean_loss"),
     "sampling": (generator.TextGenerator, "generate"),

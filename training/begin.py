@@ -31,7 +31,7 @@ from training.progress import last_step
 from training.rates import find_rate
 from training.rules import left_to_rules, settled
 from training.run import Run
-from training.settings import AUTO, FIXED, FREE, KEYS, ORDERED
+from training.settings import AUTO, EARLIER_DEFAULTS, FIXED, FREE, KEYS, ORDERED
 from training.wanted import Wanted, check, shown
 from training.ways import machine_for
 
@@ -205,7 +205,7 @@ def resumed(wanted: Wanted) -> Start:
     config = wanted.resumed(state["config"], state.get("script_config", {}))
     config = {**config, "output_dir": str(wanted.folder)}
     check(config)
-    reordered = check_changes(path, state["config"], config)
+    reordered = check_changes(path, {**EARLIER_DEFAULTS, **state["config"]}, config)
     is_elsewhere = path.absolute().parent != wanted.folder.absolute()
     is_overtaken = named is not None and run_folder.is_overtaken(wanted.folder, state)
     build = partial(restored_model, state)
@@ -215,9 +215,7 @@ def resumed(wanted: Wanted) -> Start:
 def check_changes(path: Path, old: dict[str, Any], new: dict[str, Any]) -> str:
     """Says what has changed, refuses another architecture, returns what reorders the windows."""
     changed = {
-        key: f"{key} {shown(old.get(key, KEYS[key].default))} -> {shown(new[key])}"
-        for key in KEYS
-        if old.get(key, KEYS[key].default) != new[key]
+        key: f"{key} {shown(old[key])} -> {shown(new[key])}" for key in KEYS if old[key] != new[key]
     }
     fixed = [text for key, text in changed.items() if KEYS[key].on_resume == FIXED]
     if fixed:
@@ -225,7 +223,7 @@ def check_changes(path: Path, old: dict[str, Any], new: dict[str, Any]) -> str:
             f"another architecture ({path}: {', '.join(fixed)}): set it back to resume"
         )
     ordered = [text for key, text in changed.items() if KEYS[key].on_resume == ORDERED]
-    sizes = [config["batch_size"] * config.get("grad_accum_steps", 1) for config in (old, new)]
+    sizes = [config["batch_size"] * config["grad_accum_steps"] for config in (old, new)]
     if sizes[0] != sizes[1]:
         ordered.append(f"batch_size x grad_accum_steps {sizes[0]} -> {sizes[1]}")
     for key, text in changed.items():

@@ -222,3 +222,10 @@ KEYS = {
     "compile": Key("auto", "on, off or auto: on with CUDA, where it pays", COMPILE),
 }
 DEFAULTS = {name: key.default for name, key in KEYS.items()}
+# What a run had of a key that its checkpoint, of an earlier version, does not name.
+EARLIER_DEFAULTS = DEFAULTS | {
+    "grad_accum_steps": 1,
+    "optimizer": "adamw",
+    "lr_schedule": "decay",
+    "lr_min_ratio": 0.1,
+}

@@ -16,7 +16,7 @@ from system.command_line import Parser
 from system.errors import ConfigError
 from system.files import as_path
 from training.parallel import is_launched
-from training.settings import DEFAULTS, KEYS
+from training.settings import DEFAULTS, EARLIER_DEFAULTS, KEYS
 
 SHORT = {"max_minutes": ["--minutes"]}  # other names of options
 
@@ -65,9 +65,14 @@ class Wanted:
         `config` and `script` are what the run had, and what its dict said, when it was saved.
         """
         kept = {key: value for key, value in config.items() if key in KEYS}
-        before = {**DEFAULTS, **script}
-        edited = {key: value for key, value in self.script.items() if value != before[key]}
-        return {**DEFAULTS, **kept, **edited, **self.options}
+        defaults = DEFAULTS if config.keys() >= KEYS.keys() else EARLIER_DEFAULTS
+        before = {**defaults, **script}
+        edited = {
+            key: value
+            for key, value in self.script.items()
+            if value != before[key] and (value, before[key]) != (DEFAULTS[key], defaults[key])
+        }
+        return {**defaults, **kept, **edited, **self.options}
 
 
 def wanted(config: dict[str, Any], options: dict[str, Any]) -> Wanted:

@@ -4,7 +4,7 @@ import pytest
 
 import train
 from system.errors import ConfigError
-from training.settings import DEFAULTS, KEYS
+from training.settings import DEFAULTS, EARLIER_DEFAULTS, KEYS
 from training.wanted import check, options_from, wanted
 
 
@@ -121,8 +121,17 @@ def test_a_resume_takes_the_runs_own_config_but_for_what_was_written_since():
     assert again.resumed(began.config, began.script) == {
         **DEFAULTS, "batch_size": 16, "num_epochs": 2, "eval_freq": 7, "dropout": 0.3,
     }  # fmt: skip
-    assert wanted(train.config, {}).resumed({"num_epochs": 2, "gone": 1}, {}) == {
-        **DEFAULTS, "num_epochs": 2,
+
+
+def test_a_run_of_an_earlier_version_keeps_the_defaults_that_it_began_with():
+    unedited = wanted(train.config, {})
+    assert unedited.resumed({"num_epochs": 2, "gone": 1}, {}) == {
+        **EARLIER_DEFAULTS, "num_epochs": 2,
+    }  # fmt: skip
+    script = {"optimizer": "adamw", "lr_schedule": "decay", "learning_rate": 1e-3}
+    edited = wanted({**train.config, "learning_rate": 2e-3, "lr_schedule": "cosine"}, {})
+    assert edited.resumed(script, script) == {
+        **EARLIER_DEFAULTS, "learning_rate": 2e-3, "lr_schedule": "cosine",
     }  # fmt: skip
 
 
