@@ -28,7 +28,7 @@ config = {
     "embedding_dim": 256,  # width of the model, a multiple of num_heads
     "num_layers": 4,  # transformer blocks
     "num_heads": 8,  # attention heads in each block
-    "dropout": 0.1,  # share of activations zeroed; unset, a rule for muon
+    "dropout": 0.1,  # share of activations zeroed; unchanged, muon's rule decides
     "ffn_hidden_dim": 1024,  # width inside the feed-forward layers
     # the optimisation
     "batch_size": 8,  # windows in memory at once; lower it when memory runs out
@@ -38,11 +38,11 @@ config = {
     "max_tokens": 0,  # the same in tokens shown; 0: any number
     "max_minutes": 0,  # time for all of it: epochs repeat till then; 0: any
     "optimizer": "muon",  # adamw, or muon, which learns more from a step
-    "learning_rate": 3e-4,  # the highest rate; unset, a rule finds that of muon
+    "learning_rate": 3e-4,  # the highest rate; unchanged, muon's rule decides
     "lr_schedule": "linear",  # constant, cosine, linear, or decay in the last fifth
     "lr_min_ratio": 0.0,  # a rate that falls ends at this share of learning_rate
     "warmup_steps": 0,  # updates in which the rate rises to learning_rate
-    "weight_decay": 0.1,  # pull of the matrices towards 0; unset, a rule for muon
+    "weight_decay": 0.1,  # pull of the matrices towards 0; unchanged, muon's rule decides
     "average_weights": "",  # ema, tail, or a decay below 1: judged too; empty: no
     "max_grad_norm": 1.0,  # longer gradients are cut to this length
     "patience": 5,  # evaluations without a better one that end a run; 0: none do

@@ -155,7 +155,7 @@ KEYS = {
     "num_layers": Key(4, "transformer blocks", AT_LEAST_1, FIXED),
     "num_heads": Key(8, "attention heads in each block", AT_LEAST_1, FIXED),
     "dropout": Key(
-        0.1, "share of activations zeroed; unset, a rule for muon", or_auto(SHARE_BELOW_1)
+        0.1, "share of activations zeroed; unchanged, muon's rule decides", or_auto(SHARE_BELOW_1)
     ),
     "ffn_hidden_dim": Key(1024, "width inside the feed-forward layers", AT_LEAST_1, FIXED),
     # the optimisation
@@ -167,13 +167,13 @@ KEYS = {
     "max_minutes": Key(0, "time for all of it: epochs repeat till then; 0: any", NOT_NEGATIVE),
     "optimizer": Key("muon", "adamw, or muon, which learns more from a step", OPTIMIZER, ORDERED),
     "learning_rate": Key(
-        3e-4, "the highest rate; unset, a rule finds that of muon", or_auto(POSITIVE)
+        3e-4, "the highest rate; unchanged, muon's rule decides", or_auto(POSITIVE)
     ),
     "lr_schedule": Key("linear", "constant, cosine, linear, or decay in the last fifth", SCHEDULE),
     "lr_min_ratio": Key(0.0, "a rate that falls ends at this share of learning_rate", SHARE),
     "warmup_steps": Key(0, "updates in which the rate rises to learning_rate", AT_LEAST_0),
     "weight_decay": Key(
-        0.1, "pull of the matrices towards 0; unset, a rule for muon", or_auto(NOT_NEGATIVE)
+        0.1, "pull of the matrices towards 0; unchanged, muon's rule decides", or_auto(NOT_NEGATIVE)
     ),
     "average_weights": Key("", "ema, tail, or a decay below 1: judged too; empty: no", AVERAGE),
     "max_grad_norm": Key(1.0, "longer gradients are cut to this length", POSITIVE),
