@@ -112,9 +112,10 @@ def add_perplexity_axis(losses: Any) -> None:
 
 
 def binned(values: Sequence[float], *, max_points: int) -> tuple[list[int], list[float]]:
-    """End and mean of like bins: binned([4, 2, 3], max_points=2) -> ([2, 3], [3.0, 3.0])."""
-    parts = np.array_split(np.asarray(values), min(len(values), max_points)) if values else []
-    return np.cumsum([len(part) for part in parts]).tolist(), [float(p.mean()) for p in parts]
+    """End and mean of bins of one size, but for the first: [4, 2, 3] in 2 -> [1, 3], [4.0, 2.5]."""
+    size = max(1, -(-len(values) // max_points))
+    ends = list(range(len(values), 0, -size))[::-1]
+    return ends, [float(np.mean(values[max(0, end - size) : end])) for end in ends]
 
 
 def plot_rates(
