@@ -99,22 +99,26 @@ class Learner:
     ) -> float:
         """How long such an update takes: the median of some before the first, at a rate of 0.
 
-        One warms up, then there are as many as last `measured` seconds. Nothing stays of them.
+        Few rows warm up, unless each shape is compiled; then there are as many updates as last
+        `measured` seconds, but one at least. Nothing stays of them.
         """
 
-        def timed() -> float:
+        def timed(num_rows: int) -> float:
             start = time.perf_counter()
+            x, y, own_seeds = (tensor[:num_rows] for tensor in (inputs, targets, seeds))
             with suppress(NonFiniteError):  # the first real one will say so
-                self.update(inputs, targets, learning_rate=0.0, seeds=seeds)
+                self.update(x, y, learning_rate=0.0, seeds=own_seeds)
             self.optimizer.zero_grad()
             return time.perf_counter() - start
 
-        scale = self.scaler.state_dict()
-        num_updates = self.team.highest(1 + round(measured / timed()))
-        seconds = median(timed() for _ in range(num_updates))
+        scale, is_compiled = self.scaler.state_dict(), self.engine.objective is not self.loss
+        timed(len(inputs) if is_compiled else self.team.size)
+        seconds = [timed(len(inputs))]
+        num_more = self.team.highest(round(measured / seconds[0]))
+        seconds += [timed(len(inputs)) for _ in range(num_more)]
         self.optimizer.state.clear()
         self.scaler.load_state_dict(scale)
-        return seconds
+        return median(seconds)
 
     def accumulate_gradients(self, inputs: Tensor, targets: Tensor, seeds: Tensor) -> Tensor:
         """Mean loss of the whole batch (B, T); its gradient is summed up piece by piece."""
