@@ -23,6 +23,14 @@ NUM_STEPS = 102
 FILE = "alone/model_checkpoint_step_99.pt"
 PARTS = "fsdp 2/model_checkpoint_step_99.sharded"
 STEPS = [Path(f"model_checkpoint_step_{step}.sharded") for step in (102, 99)]
+MUON = {**CHANGES, "optimizer": "muon", "num_epochs": 2}
+KILLED = {"output_dir": "killed", "faults": [{"do": "kill", "ranks": [0, 1], "step": 80}]}
+BY_FOUR = [
+    {"output_dir": "ddp 4"},
+    {"output_dir": "killed 4", "resume": True},
+    {"output_dir": "from parts 4", "resume": PARTS, "parallel": "fsdp"},
+    {"output_dir": "from a file 4", "resume": FILE, "parallel": "fsdp"},
+]
 PIECES = [(8, 8), (8, 2), (7, 3), (5, 2), (1, 1)]  # rows, and how many of them at once
 
 
@@ -73,47 +81,39 @@ def check_same_curve(folder: Path, expected: Path, *, atol: float = 1e-5) -> Non
         torch.testing.assert_close(found["model_state_dict"][name], weight, rtol=0, atol=atol)
 
 
+def by_two() -> list[dict]:
+    """What two processes do, one after the other."""
+    tasks = [
+        {"output_dir": "ddp 2"},
+        {"output_dir": "fsdp 2", "parallel": "fsdp"},
+        {"output_dir": "killed 2", "resume": True},
+        {"output_dir": "muon ddp 2", **MUON},
+        {"output_dir": "muon fsdp 2", **MUON, "parallel": "fsdp"},
+    ]
+    for way, seed in (("ddp", 0), ("fsdp", 1)):
+        for name, changes in (("full", {}), ("apart", {"mask_documents": True})):
+            full = {**SHORT, **changes, "parallel": way, "faults": faults_of_memory(seed)}
+            tasks.append({"output_dir": f"{name} {way}", **full})
+        for kind, more in (("gradients", {"cases": PIECES}), ("overflow", {})):
+            tasks.append({kind: {"path": f"{kind} of {way}", "parallel": way, **more}})
+    return tasks
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with runs by 1, 2 and 4 processes, one killed among them."""
     here, home = Path.cwd(), tmp_path_factory.mktemp("a team, äöü")
     prepare(home)
-    killed = {"output_dir": "killed", "faults": [{"do": "kill", "ranks": [0, 1], "step": 80}]}
-    muon = {**CHANGES, "optimizer": "muon", "num_epochs": 2}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plot, "plot_history", lambda path, *shown: None)
         lead(**CHANGES, output_dir="alone")
-        lead(**muon, output_dir="muon alone")
+        lead(**MUON, output_dir="muon alone")
         lead(**SHORT, output_dir="short")
         lead(**SHORT, output_dir="apart", mask_documents=True)
-    assert launch(2, killed).code != 0
+    assert launch(2, KILLED).code != 0
     for name in ("killed 2", "killed 4"):
         shutil.copytree("killed", name)
-    twos = [
-        {"output_dir": "ddp 2"},
-        {"output_dir": "fsdp 2", "parallel": "fsdp"},
-        {"output_dir": "killed 2", "resume": True},
-        {"output_dir": "muon ddp 2", **muon},
-        {"output_dir": "muon fsdp 2", **muon, "parallel": "fsdp"},
-    ]
-    for name, changes in (("full", {}), ("apart", {"mask_documents": True})):
-        twos += [
-            {**SHORT, "output_dir": f"{name} ddp", **changes, "faults": faults_of_memory(0)},
-            {**SHORT, "output_dir": f"{name} fsdp", **changes, "faults": faults_of_memory(1)},
-        ]
-        twos[-1]["parallel"] = "fsdp"
-    twos += [
-        {kind: {"path": f"{kind} of {way}", "parallel": way, **more}}
-        for kind, more in (("gradients", {"cases": PIECES}), ("overflow", {}))
-        for way in ("ddp", "fsdp")
-    ]
-    fours = [
-        {"output_dir": "ddp 4"},
-        {"output_dir": "killed 4", "resume": True},
-        {"output_dir": "from parts 4", "resume": PARTS, "parallel": "fsdp"},
-        {"output_dir": "from a file 4", "resume": FILE, "parallel": "fsdp"},
-    ]
-    for num_processes, trainings in ((2, twos), (4, fours)):
+    for num_processes, trainings in ((2, by_two()), (4, BY_FOUR)):
         end = launch(num_processes, *trainings)
         assert end.code == 0, end.stderr[-5000:]
     os.chdir(here)
