@@ -5,12 +5,11 @@ that has `<size>/<file>`. Files put into `gpt2/<size>/` by hand are as good, aft
 """
 
 import os
-import warnings
 from collections.abc import Collection
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from system.bundle import BundledTensor, read_bundle
 from system.errors import DownloadError, WeightsError
 from system.fetch import RemoteFile, fault_of, fetch
 from system.files import as_path, exclusive
@@ -62,16 +61,20 @@ def download_and_load_gpt2(
     model_size: str = "124M", models_dir: str | Path = "gpt2"
 ) -> tuple[dict[str, int], dict[str, Any]]:
     """(settings, params) of an official model, fetched into `models_dir` where it is not there."""
-    if find_spec("tensorflow") is None:
-        import_tensorflow()  # says so before gigabytes come that only it can read
+    params = as_arrays(official_tensors(model_size, models_dir))
+    return dict(MODELS[model_size].settings), params
+
+
+def official_tensors(model_size: str, models_dir: str | Path = "gpt2") -> dict[str, BundledTensor]:
+    """The same by path in the params, checked, but left in the file until they are sliced."""
     prefix = download_gpt2(model_size, models_dir) / "model.ckpt"
-    settings = dict(MODELS[model_size].settings)
+    settings = MODELS[model_size].settings
     try:
-        return settings, load_gpt2_params_from_tf_ckpt(prefix, settings)
+        return tensors_in(prefix, settings)
     except (DownloadError, WeightsError) as error:  # right in size, rotten inside
         warn(f"fetching {model_size} again: {error}")
     download_gpt2(model_size, models_dir, again=(INDEX, DATA))
-    return settings, load_gpt2_params_from_tf_ckpt(prefix, settings)
+    return tensors_in(prefix, settings)
 
 
 def download_gpt2(
@@ -107,41 +110,40 @@ def download_gpt2(
 def load_gpt2_params_from_tf_ckpt(
     ckpt_path: str | Path, settings: dict[str, int]
 ) -> dict[str, Any]:
-    """The params of the checkpoint with this prefix; WeightsError if it has other variables.
+    """The params of the checkpoint with this prefix; WeightsError if it has other variables."""
+    return as_arrays(tensors_in(as_path(ckpt_path), settings))
 
-    One variable at a time, the largest first: the peak is little more than the weights.
+
+def as_arrays(tensors: dict[str, BundledTensor]) -> dict[str, Any]:
+    """The params, in memory."""
+    return nested({name: tensor[:] for name, tensor in tensors.items()})
+
+
+def tensors_in(path: Path, settings: dict[str, int]) -> dict[str, BundledTensor]:
+    """Every tensor of a checkpoint by its path in the params, all bytes of it as they were written.
+
+    WeightsError if it has other variables, DownloadError if it is damaged.
     """
-    path, rows = as_path(ckpt_path), name_rows(settings["n_layer"])
-    if path.is_dir():  # where TensorFlow would follow the file `checkpoint` anywhere
+    if path.is_dir():
         raise WeightsError(f"a folder ({path}): give its checkpoint's prefix, as in model.ckpt")
-    tf = import_tensorflow()
     try:
-        reader = tf.train.load_checkpoint(str(path))
-        check_names(map(variable_name, rows), reader.get_variable_to_shape_map(), str(path))
-        arrays = {row: reader.get_tensor(variable_name(row)) for row in rows}
-    except tf.errors.OpError as error:
+        found = read_bundle(path)
+        for tensor in found.values():
+            tensor.check()
+    except (OSError, ValueError) as error:
         raise DownloadError(
-            f"not a whole TensorFlow checkpoint ({path}: {error.message}): fetch it again"
+            f"not a whole TensorFlow checkpoint ({path}: {error}): fetch it again"
         ) from error
-    return nested({row.gpt2: a[0] if row.is_transposed else a for row, a in arrays.items()})
+    rows = name_rows(settings["n_layer"])
+    check_names(map(variable_name, rows), found, str(path))
+    tensors = {row: found[variable_name(row)] for row in rows}
+    return {  # matrices have an axis more than they need
+        row.gpt2: tensor.without_first_axis() if row.is_transposed else tensor
+        for row, tensor in tensors.items()
+    }
 
 
 def variable_name(row: Row) -> str:
     """OpenAI's name: blocks.3.ln_1.g -> model/h3/ln_1/g."""
     place = "model/ln_f/" if row.gpt2 in ("g", "b") else "model/"
     return place + row.gpt2.replace("blocks.", "h").replace(".", "/")
-
-
-def import_tensorflow() -> Any:
-    """TensorFlow, without what it prints on the way; DownloadError says how to get it."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            import tensorflow
-    except ImportError as error:
-        raise DownloadError(
-            f"reading OpenAI's checkpoints needs tensorflow ({error}): pip install tensorflow with "
-            "a Python below 3.14, or fine-tune from a Hugging Face folder with --weights_path"
-        ) from error
-    return tensorflow

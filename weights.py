@@ -1,6 +1,7 @@
 """The one table of weight names: OpenAI's GPT-2, Hugging Face's, ours."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -80,25 +81,41 @@ def huggingface_weights(model: nn.Module) -> dict[str, Tensor]:
     return {row.huggingface: weight.contiguous() for row, weight in gpt2_weights(model).items()}
 
 
-@torch.no_grad()
 def load_weights_into_gpt(model: nn.Module, params: dict[str, Any]) -> None:
     """Copies the params into the model unless a WeightsError lists names or shapes that misfit."""
-    targets = {row.gpt2: weight for row, weight in gpt2_weights(model).items()}
+    copies, weights = copies_into(model, params), model.state_dict()
+    for name, copy in copies.items():
+        copy(weights[name])
+
+
+def copies_into(model: nn.Module, params: dict[str, Any]) -> dict[str, Callable[[Tensor], None]]:
+    """For each weight of the model, by name, what copies it out of the params into a tensor.
+
+    WeightsError lists names or shapes that misfit; the model may be one of shapes alone.
+    """
+    targets = {row.gpt2: (row, weight) for row, weight in gpt2_weights(model).items()}
     theirs = dict(_flat(params))
     check_names(targets, theirs, "the params")
-    theirs["wpe"] = theirs["wpe"][: len(targets["wpe"])]  # a shorter model keeps the first ones
+    num_positions = len(targets["wpe"][1])
+    theirs["wpe"] = theirs["wpe"][:num_positions]  # a shorter model keeps the first ones
     misfits = [
         f"{name} is {tuple(theirs[name].shape)}, not {tuple(target.shape)}"
-        for name, target in targets.items()
+        for name, (_, target) in targets.items()
         if tuple(theirs[name].shape) != tuple(target.shape)
     ]
     if misfits:
         raise WeightsError(f"weights do not fit the model ({listed(misfits)}): check its sizes")
-    for name, target in targets.items():
-        step = max(1, CHUNK_NUMBERS * len(target) // target.numel())
-        for start in range(0, len(target), step):  # the source need not be in memory as a whole
-            rows = slice(start, start + step)
-            target[rows].copy_(torch.tensor(theirs[name][rows]))
+    return {row.ours: partial(_copy, row, theirs[name]) for name, (row, _) in targets.items()}
+
+
+@torch.no_grad()
+def _copy(row: Row, source: Any, weight: Tensor) -> None:
+    """Fills the weight some rows at a time: the source need not be in memory as a whole."""
+    target = row.turned(weight)
+    step = max(1, CHUNK_NUMBERS * len(target) // target.numel())
+    for start in range(0, len(target), step):
+        rows = slice(start, start + step)
+        target[rows].copy_(torch.tensor(source[rows]))
 
 
 def check_names(expected: Iterable[str], given: Iterable[str], where: str) -> None:

@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from exchange.huggingface import read_safetensors
-from gpt_download import MODELS, download_and_load_gpt2
-from model import Transformer
+from gpt_download import MODELS, official_tensors
+from model import InputEmbeddings, Transformer
 from storage import checkpoint
 from system.errors import ConfigError, WeightsError
 from system.process import log, warn
 from tokenizer import END_OF_TEXT_ID
-from weights import architecture_from, load_weights_into_gpt
+from weights import architecture_from, copies_into, load_weights_into_gpt, nested
 
 MODEL_SIZES = {
     "gpt2-small (124M)": "124M",
@@ -23,6 +24,7 @@ MODEL_SIZES = {
     "gpt2-xl (1558M)": "1558M",
 }
 NUM_TOKENS = END_OF_TEXT_ID + 1
+Finish = Callable[[str, nn.Module], nn.Module]  # of a part by its name
 # Good weights want small steps, and few; no rule for new weights is for them.
 FINE_TUNING = {
     "learning_rate": 1e-5,
@@ -63,17 +65,39 @@ class Pretrained:
         *,
         dropout: float = 0.0,
         device: torch.device | str = "cpu",
+        finish: Finish | None = None,
     ) -> Transformer:
         """The model with these weights, which are copied tensor by tensor to where it lies.
 
-        No random number is drawn. A shorter context keeps the first positions.
+        No random number is drawn. A shorter context keeps the first positions. `finish` has the say
+        on what becomes of each part as soon as its weights are in, before the next one has any.
         """
         config = {**architecture_from(self.settings), "dropout": dropout}
         config["seq_len"] = seq_len or config["seq_len"]
-        with torch.device(device), checkpoint.undrawn():
+        with torch.device("meta" if finish else device), checkpoint.undrawn():
             model = checkpoint.build_model(config, self.settings["n_vocab"])
-        load_weights_into_gpt(model, self.read())
+        if finish:
+            assert not list(model.buffers()), "no tables that a file does not hold"
+            fill_in_turn(model, self.read(), device, finish)
+        else:
+            load_weights_into_gpt(model, self.read())
         return model
+
+
+def fill_in_turn(
+    model: Transformer, params: dict[str, Any], device: torch.device | str, finish: Finish
+) -> None:
+    """Puts the params into a model of shapes alone, part by part, each finished at once."""
+    copies = copies_into(model, params)
+    for name, part in list(model.named_modules()):
+        is_unit = isinstance(part, (nn.Linear, InputEmbeddings))
+        own = [key for key, weight in part.named_parameters(recurse=is_unit) if weight.is_meta]
+        if not own:
+            continue
+        part.to_empty(device=device, recurse=is_unit)
+        for key in own:
+            copies[f"{name}.{key}"](part.get_parameter(key).data)
+        model.set_submodule(name, finish(name, part))
 
 
 def official(name: str) -> Pretrained:
@@ -82,7 +106,7 @@ def official(name: str) -> Pretrained:
     if name not in sizes:
         raise ConfigError(f"no such model ({name!r}): choose from {', '.join(MODEL_SIZES)}")
     size = sizes[name]
-    return Pretrained(name, MODELS[size].settings, lambda: download_and_load_gpt2(size)[1])
+    return Pretrained(name, MODELS[size].settings, lambda: nested(official_tensors(size)))
 
 
 def from_safetensors(path: str | Path) -> Pretrained:
