@@ -12,6 +12,7 @@ FLOORS = [
     ["system"],
     ["model", "tokenizer", "weights"],
     ["data", "gpt_download"],
+    ["adapters"],
     ["storage"],
     ["corpus"],
     ["generation"],

@@ -1,0 +1,1 @@
+"""How is a large model tuned in little memory?"""
