@@ -4,6 +4,7 @@ import threading
 
 import pytest
 import torch
+from waiting import wait_until
 
 from system import neighbours
 from system.neighbours import sharing_processors
@@ -42,14 +43,6 @@ def holders(monkeypatch):
 
     monkeypatch.setattr(neighbours, "_hold_threads", hold)
     return alive
-
-
-def wait_until(is_true) -> None:
-    for _ in range(6000):
-        if is_true():
-            return
-        threading.Event().wait(0.01)
-    raise AssertionError("it never came")
 
 
 def test_threads_are_held_while_there_is_too_little_room(clocks, holders):
