@@ -145,6 +145,24 @@ def test_recomputed_activations_have_the_same_masks(attention):
 
 
 @EACH_ATTENTION
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # the compiler's
+def test_a_compiled_model_computes_activations_twice_to_the_same_gradients(attention, monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    machine, results = Machine.choose("cpu", "float32"), []
+    for is_compiled, is_twice in (("off", False), ("off", True), ("on", True)):
+        changes = {"compile": is_compiled, "checkpoint_activations": is_twice}
+        config = {**DEFAULTS, "batch_size": B, "seq_len": T, **changes}
+        model = dropping_model(attention)
+        learner = Learner(model, machine, config)
+        model.use_attention(attention)
+        learner.accumulate_gradients(*some_batch(), dropout_seeds(0, 5, B))
+        results.append(gradients_of(model))
+    eager, twice, compiled = results
+    assert all(map(torch.equal, eager, twice))
+    torch.testing.assert_close(compiled, eager, rtol=1e-9, atol=1e-9)  # float64
+
+
+@EACH_ATTENTION
 def test_a_process_without_rows_draws_no_masks_and_adds_nothing(attention):
     model = dropping_model(attention)
     model.hidden_states(some_batch()[0][:0], seeds=dropout_seeds(0, 5, 0)).sum().backward()

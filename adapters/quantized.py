@@ -1,0 +1,187 @@
+"""Frozen layers in 8 or 4 bits: what learns no more need not be kept in 32.
+
+A product takes one layer's matrix out of its bits, in the type of the other factor, and drops it
+again; so does the gradient of its input, which is the only gradient there is. int8 is whole numbers
+with a scale for each row, nf4 one of 16 levels with a scale for each 64 numbers: the levels of
+Dettmers et al. 2023 (QLoRA), appendix E, which lie as densely as normally distributed numbers.
+
+Shapes: B batch, T time, N rows of some matrix, I in_features, O out_features, V vocabulary.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from model import InputEmbeddings, Transformer
+
+STEPS = 127  # of an int8, on either side of 0
+SMALLEST = 1e-12  # what the largest of a row of zeros counts as
+NUM_IN_BLOCK = 64  # numbers with a scale of their own in nf4
+NUMBERS_AT_ONCE = 1 << 20  # of a matrix that is packed
+LEVELS = (
+    *(-1.0, -0.6961928, -0.52507305, -0.39491749, -0.28444138, -0.18477343, -0.09105004, 0.0),
+    *(0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0),
+)
+
+
+class Format(NamedTuple):
+    """How rows of a matrix become codes and scales; how these become a matrix of a type.
+
+    `wide` returns the matrix and what its rows have yet to be multiplied by.
+    """
+
+    pack: Callable[[Tensor], tuple[Tensor, Tensor]]
+    wide: Callable[[Tensor, Tensor, torch.dtype], tuple[Tensor, Tensor]]
+    bytes_of: Callable[[int], int]  # a row of so many numbers
+
+
+def int8_packed(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Whole numbers (N, I) and the scale of each row (N,)."""
+    scales = rows.abs().amax(-1).clamp_(min=SMALLEST) / STEPS
+    return (rows / scales[:, None]).round_().to(torch.int8), scales
+
+
+def int8_wide(codes: Tensor, scales: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return codes.to(dtype), scales  # exact: bfloat16 has all whole numbers up to 256
+
+
+def nf4_packed(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Two levels in each byte (N, I / 2), and the scale of each block (N, I / 64), I rounded up."""
+    blocks = F.pad(rows, (0, -rows.size(-1) % NUM_IN_BLOCK)).unflatten(-1, (-1, NUM_IN_BLOCK))
+    scales = blocks.abs().amax(-1).clamp_(min=SMALLEST)
+    levels = torch.tensor(LEVELS, device=rows.device)
+    nearest = torch.bucketize(blocks / scales[..., None], (levels[1:] + levels[:-1]) / 2)
+    high, low = nearest.to(torch.uint8).flatten(1).unflatten(-1, (-1, 2)).unbind(-1)
+    return high << 4 | low, scales
+
+
+def nf4_wide(codes: Tensor, scales: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    levels = torch.tensor(LEVELS, device=codes.device).to(dtype)
+    pairs = torch.stack([levels.repeat_interleave(16), levels.repeat(16)], 1)  # of each byte
+    one = {2: torch.int32, 4: torch.int64, 8: torch.complex128}[dtype.itemsize]
+    pairs = pairs.view(one).flatten()  # a pair is looked up as one number
+    numbers = pairs.index_select(0, codes.flatten().int()).view(dtype)
+    blocks = numbers.view(*scales.shape, NUM_IN_BLOCK).mul_(scales[..., None].to(dtype))
+    return blocks.flatten(1), scales.new_ones(1)
+
+
+FORMATS = {
+    "int8": Format(int8_packed, int8_wide, lambda n: n + 4),
+    "nf4": Format(nf4_packed, nf4_wide, lambda n: 36 * -(-n // NUM_IN_BLOCK)),
+}
+TABLE = "input_embedding"  # is input and head at once, and int8 at least
+
+
+def packed(matrix: Tensor, precision: str) -> tuple[Tensor, Tensor]:
+    """Codes and scales of a matrix (N, I), some rows after the other: no copy of all is made."""
+    rows = matrix.detach().split(max(1, NUMBERS_AT_ONCE // matrix.size(1)))
+    codes, scales = zip(*map(FORMATS[precision].pack, rows), strict=True)
+    return torch.cat(codes), torch.cat(scales)
+
+
+class _FrozenProduct(torch.autograd.Function):
+    """x W^T + bias, where W comes out of its codes for the product, and again for the gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None, precision: str
+    ) -> Tensor:
+        ctx.save_for_backward(codes, scales)
+        ctx.precision, ctx.size = precision, x.size(-1)
+        matrix, factors = FORMATS[precision].wide(codes, scales, x.dtype)
+        products = F.linear(x, matrix[:, : ctx.size])
+        bias = factors.new_zeros(1) if bias is None else bias
+        return torch.addcmul(bias, products, factors).to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
+        matrix, factors = FORMATS[ctx.precision].wide(*ctx.saved_tensors, d_y.dtype)
+        return (d_y * factors).to(d_y.dtype) @ matrix[:, : ctx.size], None, None, None, None
+
+
+class FrozenLinear(nn.Module):
+    """What a linear layer computes, its weight in few bits; nothing of it learns."""
+
+    def __init__(self, linear: nn.Linear, precision: str) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.precision = precision
+        self.bias = linear.requires_grad_(False).bias
+        for name, tensor in zip(("codes", "scales"), packed(linear.weight, precision), strict=True):
+            self.register_buffer(name, tensor)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kind = x.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        given = x.to(dtype), self.codes, self.scales, self.bias, self.precision
+        with torch.autocast(kind, enabled=False):
+            return _FrozenProduct.apply(*given)
+
+    @property
+    def weight(self) -> Tensor:
+        """The matrix (O, I) that the codes stand for, in float32."""
+        matrix, factors = FORMATS[self.precision].wide(self.codes, self.scales, torch.float32)
+        return (matrix * factors[:, None])[:, : self.in_features]
+
+
+class FrozenEmbeddings(InputEmbeddings):
+    """The table of tokens in int8: a lookup, and a head for whoever asks for all of it."""
+
+    def __init__(self, embeddings: InputEmbeddings) -> None:
+        nn.Module.__init__(self)
+        self.embedding = FrozenTable(embeddings.embedding)
+
+    def table(self, dtype: torch.dtype) -> Tensor:
+        return self.embedding.wide(dtype)
+
+
+class FrozenTable(nn.Module):
+    """What an embedding computes, its rows in int8."""
+
+    def __init__(self, embedding: nn.Embedding) -> None:
+        super().__init__()
+        codes, scales = packed(embedding.weight, "int8")
+        self.register_buffer("codes", codes)
+        self.register_buffer("scales", scales[:, None])
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return F.embedding(tokens, self.codes) * F.embedding(tokens, self.scales)
+
+    def wide(self, dtype: torch.dtype) -> Tensor:
+        """The table (V, C) in a type; some rows at a time, for products of types make copies."""
+        result = torch.empty(self.codes.shape, dtype=dtype, device=self.codes.device)
+        size = max(1, NUMBERS_AT_ONCE // result.size(1))
+        parts = zip(self.codes.split(size), self.scales.split(size), strict=True)
+        for rows, (codes, scales) in zip(result.split(size), parts, strict=True):
+            rows.copy_(codes * scales)
+        return result
+
+    @property
+    def weight(self) -> Tensor:
+        """The table (V, C) that the codes stand for, in float32."""
+        return self.wide(torch.float32)
+
+
+def is_frozen(module: nn.Module) -> bool:
+    """Whether the module can be kept in few bits: a linear layer or a table that does not learn."""
+    is_known = type(module) in (nn.Linear, InputEmbeddings)
+    return is_known and not any(parameter.requires_grad for parameter in module.parameters())
+
+
+def in_few_bits(module: nn.Module, precision: str) -> nn.Module:
+    """The frozen module, which may forget its weight, in this precision; a table in int8."""
+    if isinstance(module, InputEmbeddings):
+        return FrozenEmbeddings(module)
+    return FrozenLinear(module, precision)
+
+
+def quantize(model: Transformer, precision: str) -> None:
+    """Puts all that is frozen of the model into few bits, layer by layer."""
+    for name, module in list(model.named_modules()):
+        if is_frozen(module):
+            model.set_submodule(name, in_few_bits(module, precision))
