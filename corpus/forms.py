@@ -139,8 +139,10 @@ def json_lines(file: BinaryIO, name: str, rules: Rules) -> Iterator[tuple[int, A
         if line and not line.isspace():
             try:
                 yield number, json.loads(line)
-            except (ValueError, RecursionError) as error:
+            except ValueError as error:
                 yield number, ValueError(f"no JSON: {error}")
+            except RecursionError:
+                yield number, ValueError("no JSON: nested too deeply")
 
 
 def json_items(file: BinaryIO, name: str, rules: Rules) -> Iterator[tuple[int, Any]]:

@@ -51,7 +51,7 @@ BAD_LINES = {
     '{"text": 3}': "'text' is no text (PLACE, line 2: int)",
     "7": "neither a text nor an object (PLACE, line 2: int)",
     '{"text": "a': "no JSON: Unterminated string",
-    "[" * 100_000: "no JSON: maximum recursion",
+    "[" * 100_000: "no JSON: nested too deeply",
     '{"text": ' + "1" * 5000 + "}": "no JSON: Exceeds the limit",
     r'{"text": "a\ud83d"}': "half a surrogate pair (PLACE, line 2)",
     r'{"text": "a\u0000"}': "NUL, as in binary data",
