@@ -4,7 +4,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +30,7 @@ class Option(NamedTuple):
     remark: str
     default: Any = None
     form: dict[str, Any] | None = None  # for argparse; a setting's follows from its rule
+    most: int = 10  # where a slider of a whole number ends
 
 
 FLAG, REPEATABLE, PATH = {"action": "store_true"}, {"action": "append"}, {"type": as_path}
@@ -44,14 +45,14 @@ OPTIONS = {
     "model": Option(ALL, "OpenAI's weights, untrained here", None, {"choices": OFFICIAL_NAMES}),
     "device": Option(ALL, "auto, cpu, mps, cuda or cuda:N", "auto"),
     "precision": Option(ALL, "type of the weights", "auto", {"choices": PRECISIONS}),
-    "max_new_tokens": Option(ALL, "the longest continuation", 200),
+    "max_new_tokens": Option(ALL, "the longest continuation", 200, most=1000),
     "num_samples": Option({DRAW}, "texts for each prompt", 1),
     "num_beams": Option({DRAW, SEARCH}, "above 1: beam search with so many, no sampling", 1),
     "length_penalty": Option({SEARCH}, "above 0, beams favour long texts", 1.0),
     "stop": Option({DRAW, SEARCH, TALK}, "end before this string; repeatable", [], REPEATABLE),
     "seed": Option(ALL, "same seed, same text; drawn and printed where not given"),
     "temperature": Option(WRITE, "0 is greedy, 1 as trained", SAMPLE["temperature"]),
-    "top_k": Option(WRITE, "draw from the k likeliest tokens only"),
+    "top_k": Option(WRITE, "draw from the k likeliest tokens only", most=200),
     "top_p": Option(WRITE, "draw from the fewest tokens that make up this probability"),
     "min_p": Option(WRITE, "leave out tokens less likely than this share of the likeliest"),
     "typical_p": Option(WRITE, "draw from the most typical tokens that make up this probability"),
@@ -80,9 +81,13 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     given = vars(parser.parse_args(arguments))
     mode = mode_of(given)
     values = {name: option.default for name, option in OPTIONS.items()} | given
+    return argparse.Namespace(**values, mode=mode, settings=settings_of(values, mode))
+
+
+def settings_of(values: Mapping[str, Any], mode: str) -> Settings:
+    """The settings among the values that have an effect in the mode."""
     wanted = [name for name in (*RULES, "stop") if mode in OPTIONS[name].modes]
-    settings = Settings(**{name: values[name] for name in wanted})
-    return argparse.Namespace(**values, mode=mode, settings=settings)
+    return Settings(**{name: values[name] for name in wanted})
 
 
 def mode_of(given: dict[str, Any]) -> str:

@@ -6,10 +6,10 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from reports import html, runs
+from reports.gate import HOME, is_from_here
 from system.errors import UserError
 from system.process import describe, log
 
-HOME = "127.0.0.1"
 SECONDS = 5  # between two looks at whether there is news
 WATCH = """
 setInterval(async () => {
@@ -57,10 +57,8 @@ class Handler(BaseHTTPRequestHandler):
             "/": ("text/html", self.report.page),
             "/state": ("text/plain", self.report.state),
         }
-        names = {f"{name}:{self.server.server_address[1]}" for name in (HOME, "localhost")}
-        origin = self.headers.get("Origin")
-        is_ours = origin is None or origin in {f"http://{name}" for name in names}
-        if self.headers.get("Host") not in names or not is_ours:
+        port, asked = self.server.server_address[1], self.headers
+        if not is_from_here(asked.get("Host"), asked.get("Origin"), port):
             self.answer(HTTPStatus.FORBIDDEN, "this page is for this machine alone")
         elif self.path not in answers:
             self.answer(HTTPStatus.NOT_FOUND, "there is nothing but the report")

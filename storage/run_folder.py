@@ -86,6 +86,28 @@ def checkpoints_in(folder: str | Path) -> tuple[dict[Path, tuple[str, int]], lis
     return dict(sorted(readable.items(), key=lambda item: item[1][1])), damages
 
 
+def models_in(folder: str | Path) -> list[Path]:
+    """The model files of the run that the folder holds, the newest first, by the steps inside.
+
+    The final model, whose step is that of the best evaluation, is newer than all, unless a resumed
+    run has written since.
+    """
+    run_id, found = claimed_by(folder), {}
+    for path in as_path(folder).iterdir():
+        is_model = path.name in (BEST_NAME, FINAL_NAME) or STEP_NAME.fullmatch(path.name)
+        with suppress(CheckpointError, OSError):  # damaged, or gone by now
+            owner, step = glance(path) if is_model and path.is_file() else (None, 0)
+            if owner and run_id in (owner, None):
+                found[path] = (step, path.stat().st_mtime_ns)
+    latest = max((written for _, written in found.values()), default=0)
+
+    def age(path: Path) -> tuple[bool, int, str]:
+        step, written = found[path]
+        return path.name == FINAL_NAME and written == latest, step, path.name
+
+    return sorted(found, key=age, reverse=True)
+
+
 def of_run(folder: str | Path, run_id: str | None, *, up_to: float = math.inf) -> list[Path]:
     """The readable checkpoints of the run up to a step, in the order of the step inside them."""
     readable, _ = checkpoints_in(folder)

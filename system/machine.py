@@ -114,6 +114,13 @@ def tune_process() -> None:
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+def yield_to_others() -> None:
+    """Leaves half of the cores, and all of them where others have work: a training goes first."""
+    process = psutil.Process()
+    process.nice(getattr(psutil, "BELOW_NORMAL_PRIORITY_CLASS", max(10, process.nice())))
+    torch.set_num_threads(max(1, num_cores() // 2))
+
+
 def num_cores() -> int:
     """Physical cores that this process may use, or what a container allows it if that is less."""
     limits = [psutil.cpu_count(logical=False) or psutil.cpu_count() or 1, processor_quota()]

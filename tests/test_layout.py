@@ -20,7 +20,7 @@ FLOORS = [
     ["exchange"],
     ["training"],
     ["benchmarks"],
-    ["train", "generate", "export", "bench", "report"],
+    ["train", "generate", "export", "bench", "report", "playground"],
 ]
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 ROOMS = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))
@@ -37,6 +37,7 @@ HEAVY = {
     "tensorflow",
     "matplotlib",
     "bokeh",
+    "gradio",
     "tensorboard",
     "transformers",
     "gguf",

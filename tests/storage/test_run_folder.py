@@ -47,6 +47,20 @@ def test_the_step_inside_a_file_counts_and_neither_its_name_nor_its_time(tmp_pat
         assert run_folder.newest_intact(tmp_path)[0] == late
 
 
+def test_the_newest_model_is_the_final_one_unless_its_run_went_on(tmp_path):
+    run_folder.claim(tmp_path, OURS)
+    best = saved(tmp_path / checkpoint.BEST_NAME, 40)
+    late, early = steps_saved(tmp_path, 90, 10)
+    steps_saved(tmp_path, 500, run_id=THEIRS)
+    checkpoint.step_path(tmp_path, 700).write_bytes(b"?")
+    final = saved(tmp_path / checkpoint.FINAL_NAME, 40)
+    for seconds, newest in ((1, [final, late, best, early]), (-1, [late, final, best, early])):
+        for path in (late, early, best):
+            os.utime(path, (10**9, 10**9))
+        os.utime(final, (10**9 + seconds, 10**9 + seconds))
+        assert run_folder.models_in(tmp_path) == newest
+
+
 @pytest.mark.parametrize(("keep", "kept"), [(1, [100]), (2, [20, 100]), (9, [9, 20, 100])])
 def test_retention_keeps_the_newest_of_this_run_and_all_of_others(tmp_path, keep, kept):
     steps_saved(tmp_path, 9, 20, 100)
