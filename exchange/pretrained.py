@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
+from adapters.quantized import Packed
 from exchange.huggingface import read_safetensors
 from gpt_download import MODELS, official_tensors
-from model import InputEmbeddings, Transformer
+from model import Transformer
 from storage import checkpoint
 from system.errors import ConfigError, WeightsError
 from system.process import log, warn
@@ -24,7 +25,8 @@ MODEL_SIZES = {
     "gpt2-xl (1558M)": "1558M",
 }
 NUM_TOKENS = END_OF_TEXT_ID + 1
-Finish = Callable[[str, nn.Module], nn.Module]  # of a part by its name
+Shrink = Callable[[Transformer], None]
+Copies = dict[str, Callable[[Tensor], None]]  # by the name of a weight, what fills it
 # Good weights want small steps, and few; no rule for new weights is for them.
 FINE_TUNING = {
     "learning_rate": 1e-5,
@@ -65,39 +67,42 @@ class Pretrained:
         *,
         dropout: float = 0.0,
         device: torch.device | str = "cpu",
-        finish: Finish | None = None,
+        shrink: Shrink | None = None,
     ) -> Transformer:
         """The model with these weights, which are copied tensor by tensor to where it lies.
 
-        No random number is drawn. A shorter context keeps the first positions. `finish` has the say
-        on what becomes of each part as soon as its weights are in, before the next one has any.
+        No random number is drawn. A shorter context keeps the first positions. `shrink` gets the
+        model in shapes alone, to say which matrices are to be in few bits.
         """
         config = {**architecture_from(self.settings), "dropout": dropout}
         config["seq_len"] = seq_len or config["seq_len"]
-        with torch.device("meta" if finish else device), checkpoint.undrawn():
+        with torch.device("meta" if shrink else device), checkpoint.undrawn():
             model = checkpoint.build_model(config, self.settings["n_vocab"])
-        if finish:
-            assert not list(model.buffers()), "no tables that a file does not hold"
-            fill_in_turn(model, self.read(), device, finish)
+        if shrink:
+            copies = copies_into(model, self.read())
+            shrink(model)
+            fill(model, copies, device)
         else:
             load_weights_into_gpt(model, self.read())
         return model
 
 
-def fill_in_turn(
-    model: Transformer, params: dict[str, Any], device: torch.device | str, finish: Finish
-) -> None:
-    """Puts the params into a model of shapes alone, part by part, each finished at once."""
-    copies = copies_into(model, params)
-    for name, part in list(model.named_modules()):
-        is_unit = isinstance(part, (nn.Linear, InputEmbeddings))
-        own = [key for key, weight in part.named_parameters(recurse=is_unit) if weight.is_meta]
-        if not own:
-            continue
-        part.to_empty(device=device, recurse=is_unit)
-        for key in own:
-            copies[f"{name}.{key}"](part.get_parameter(key).data)
-        model.set_submodule(name, finish(name, part))
+@torch.no_grad()
+def fill(model: Transformer, copies: Copies, device: torch.device | str) -> None:
+    """Gives memory to a model in shapes alone, then its weights, of which one is float32 at a time.
+
+    The memory that stays is taken first: what comes and goes then leaves no holes in it.
+    """
+    modules, own = dict(model.named_modules()), model.to_empty(device=device).state_dict()
+    packed = {f"{name}.weight": m for name, m in modules.items() if isinstance(m, Packed)}
+    assert len(own) == len(copies) + len(packed), "nothing that no file holds"  # codes and scales
+    for name, copy in copies.items():
+        if name in packed:
+            weight = torch.empty(packed[name].shape, device=device)
+            copy(weight)
+            packed[name].pack(weight)
+        else:
+            copy(own[name])
 
 
 def official(name: str) -> Pretrained:

@@ -13,7 +13,7 @@ from adapters.quantized import (
     NUM_IN_BLOCK,
     FrozenEmbeddings,
     FrozenLinear,
-    packed,
+    Packed,
     quantize,
 )
 from model import InputEmbeddings, Transformer, build_transformer
@@ -97,18 +97,20 @@ def test_rows_of_zeros_stay_zeros_and_scales_follow(precision):
 
 
 @pytest.mark.parametrize("precision", FORMATS)
-def test_a_row_takes_the_bytes_that_are_counted(precision):
-    for inputs in (1, 63, 64, 65, 768):
-        parts = packed(torch.randn(3, inputs), precision)
-        assert sum(part.nbytes for part in parts) == 3 * FORMATS[precision].bytes_of(inputs)
-
-
-def test_packing_in_parts_is_packing_at_once(monkeypatch):
+def test_packing_in_parts_is_packing_at_once(precision, monkeypatch):
     matrix = torch.randn(130, 65)
-    for precision, form in FORMATS.items():
-        whole = form.pack(matrix)
-        monkeypatch.setattr("adapters.quantized.NUMBERS_AT_ONCE", 200)
-        assert all(map(torch.equal, packed(matrix, precision), whole))
+    codes, scales = FORMATS[precision].pack(matrix)
+    monkeypatch.setattr("adapters.quantized.NUMBERS_AT_ONCE", 200)
+    layer = Packed(matrix, precision)
+    assert torch.equal(layer.codes, codes)
+    assert torch.equal(layer.scales, scales)
+
+
+@pytest.mark.parametrize(("precision", "bits"), [("int8", 8), ("nf4", 4)])
+def test_a_matrix_takes_its_bits_and_its_scales(precision, bits):
+    layer = Packed(torch.randn(16, 768), precision)
+    num_scales = 16 if precision == "int8" else 16 * 768 // 64
+    assert layer.codes.nbytes + layer.scales.nbytes == 16 * 768 * bits // 8 + 4 * num_scales
 
 
 def test_the_table_is_looked_up_and_asked_for_alike():

@@ -1,5 +1,6 @@
 """A run that starts from published weights: its config, its start, what it leaves behind."""
 
+import gc
 import shutil
 from pathlib import Path
 
@@ -8,11 +9,13 @@ import torch
 from official_checkpoint import write_official
 from random_models import NUM_TOKENS, publish
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 import generate
 import gpt_download
 import train
-from exchange.pretrained import MODEL_SIZES, from_safetensors, official
+from adapters.quantized import FORMATS, Packed, quantize
+from exchange.pretrained import MODEL_SIZES, Shrink, from_safetensors, official
 from storage import checkpoint
 from system.errors import ConfigError, WeightsError
 from system.fetch import RemoteFile
@@ -156,3 +159,41 @@ def test_an_official_model_writes_untrained(official_folder, tmp_path, monkeypat
     generate.main(["--model=gpt2-small", "--prompt=Once upon", "--max-new-tokens=3", "--seed=1"])
     assert capsys.readouterr().out.startswith("Once upon")
     assert official("gpt2-small").build_model().seq_len == SETTINGS["n_ctx"]
+
+
+def live_bytes() -> int:
+    """Of all tensors that there are, each storage once."""
+    tensors = [thing for thing in gc.get_objects() if type(thing) in (torch.Tensor, nn.Parameter)]
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in tensors}
+    return sum(storage.nbytes() for place, storage in storages.items() if place)
+
+
+def frozen_in(precision: str) -> Shrink:
+    return lambda model: quantize(model.requires_grad_(False), precision)
+
+
+@pytest.mark.parametrize("precision", FORMATS)
+@pytest.mark.parametrize("kind", ["official", "huggingface"])
+def test_weights_put_into_few_bits_on_the_way_are_those_put_so_afterwards(
+    official_folder, huggingface_folder, monkeypatch, kind, precision
+):
+    monkeypatch.chdir(official_folder.parent.parent)
+    is_official = kind == "official"
+    published = official("gpt2-small") if is_official else from_safetensors(huggingface_folder)
+    expected = published.build_model(16)
+    frozen_in(precision)(expected)
+    table, last = expected.input_embedding.embedding, expected.blocks[-1].feed_forward.contract
+    gc.collect()
+    before, peaks, pack = live_bytes(), [], Packed.pack
+
+    def noted(own: Packed, matrix: Tensor) -> None:
+        pack(own, matrix)
+        if own.shape in (table.shape, last.shape) and not matrix.is_meta:
+            peaks.append(live_bytes())
+
+    monkeypatch.setattr(Packed, "pack", noted)
+    model = published.build_model(16, shrink=frozen_in(precision))
+    torch.testing.assert_close(model.state_dict(), expected.state_dict(), rtol=0, atol=0)
+    own = sum(tensor.nbytes for tensor in model.state_dict().values())
+    largest = 4 * model.input_embedding.embedding.codes.numel()
+    assert max(peaks) - before <= 1.05 * own + largest  # never a second float32 matrix
