@@ -6,6 +6,7 @@ import platform
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.nn import init
 from torch.overrides import TorchFunctionMode
 
 from model import Transformer, build_transformer
-from storage import archive
+from storage import archive, streamed
 from system.errors import CheckpointError, NonFiniteError, OutputError
 from system.files import as_path, named, write_durably
 from system.process import note
@@ -43,15 +44,21 @@ def save(path: str | Path, state: dict[str, Any]) -> None:
     before it takes its name.
     """
     for name, leaf in leaves(state):
-        if not isinstance(leaf, Tensor) and type(leaf) not in PLAIN:
+        if not isinstance(leaf, Tensor | streamed.Later) and type(leaf) not in PLAIN:
             raise TypeError(f"{name} is a {type(leaf)}: only tensors and plain values can be saved")
-    if broken := not_finite(state):
-        raise NonFiniteError(
-            f"the model diverged ({broken} is not finite, nothing saved to {path}): "
-            "lower learning_rate and resume from the last checkpoint"
-        )
+
+    def check(part: Any) -> None:
+        if broken := not_finite(part):
+            raise NonFiniteError(
+                f"the model diverged ({broken} is not finite, nothing saved to {path}): "
+                "lower learning_rate and resume from the last checkpoint"
+            )
+
+    check(state)
     state = {**state, "versions": VERSIONS}
-    write_durably(path, lambda file: torch.save(state, file), verify=check_written)
+    is_streamed = any(isinstance(leaf, streamed.Later) for _, leaf in leaves(state))
+    write = partial(streamed.save, check=check) if is_streamed else torch.save
+    write_durably(path, partial(write, state), verify=check_written)
 
 
 def check_written(path: Path) -> None:
