@@ -63,7 +63,7 @@ def recorded(compute: Callable[[], Tensor], device: torch.device) -> Callable[[]
             with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 result = compute()
         torch.cuda.current_stream(device).wait_stream(stream)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:  # the latter: of a device without CUDA
         warn_once(f"steps are not recorded, writing only takes longer: {describe(error)}")
         return None
 
