@@ -1,4 +1,9 @@
-"""Which learning rate suits a run: one that grows from update to update, until the loss rises."""
+"""Which learning rate suits a run: it grows from update to update, until the loss rises.
+
+The loss falls fastest while a model learns how often each token occurs. AdamW's rate for a whole
+run lies before the end of that fall, Muon's at its end (docs/recipe.md). How long the loss stays
+low after the fall says nothing.
+"""
 
 from collections.abc import Sequence
 from itertools import count
@@ -14,9 +19,10 @@ from training.wanted import command
 LOWEST, HIGHEST = 1e-5, 1.0
 SECONDS, LEAST_STEPS, MOST_STEPS = 40, 10, 240
 MEASURED_SECONDS = 1.0  # for how long an update takes
-KEPT = 0.9  # of the mean loss so far, by each update
-TOO_BAD = 1.1  # times the lowest mean loss: what comes then is worse still
-SAFETY = 10  # the rate that is best for a short test is too high for a whole run
+KEPT = 0.7  # of the mean loss so far, by each update
+TOO_BAD = 1.2  # times the lowest mean loss: what comes then is worse still
+PARTS = {"adamw": 0.7, "muon": 0.95}  # of the fall, at whose end the recommended rate lies
+PART = 0.9  # for other optimizers
 NAME = "learning_rates.png"
 
 
@@ -24,15 +30,15 @@ def find_rate(run: Run, options: dict[str, Any]) -> str:
     """Tries rates from low to high and draws the losses; what it found, and a command to paste."""
     rates, losses = tried(run, num_rates=num_rates_in_time(run))
     means = smooth(losses)
-    best = rates[means.index(min(means))]
-    recommended = float(f"{best / SAFETY:.1g}")
+    part = PARTS.get(run.config["optimizer"], PART)
+    recommended = float(f"{rate_of_fall(rates, means, part=part):.2g}")
     path = run.folder / NAME
     if run.team.is_first:
         with only_warn(f"no {NAME}"):
             plot_rates(path, rates, means, recommended=recommended)
     return (
         f"rates     {len(rates)} updates from {rates[0]:.0e} to {rates[-1]:.0e}: {path}\n"
-        f"          the loss is lowest at {best:.1e}; a whole run wants about a tenth of that\n"
+        f"          {part:.0%} of the fall of the loss is over at {recommended:g}\n"
         f"next      {command(options, {'learning_rate': f'{recommended:g}'})}"
     )
 
@@ -66,6 +72,12 @@ def tried(run: Run, *, num_rates: int) -> tuple[list[float], list[float]]:
         if means[-1] > TOO_BAD * min(means):
             break
     return rates, losses
+
+
+def rate_of_fall(rates: Sequence[float], means: Sequence[float], *, part: float) -> float:
+    """The lowest rate at which this part of the fall from the first mean to the lowest is over."""
+    low_enough = means[0] - part * (means[0] - min(means))
+    return next(rate for rate, mean in zip(rates, means, strict=True) if mean <= low_enough)
 
 
 def smooth(losses: Sequence[float]) -> list[float]:
