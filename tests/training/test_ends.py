@@ -8,7 +8,7 @@ import pytest
 from launching import End, launch
 
 import train
-from storage import sharded
+from storage import checkpoint, sharded
 from system.errors import ProcessesError
 
 
@@ -39,6 +39,18 @@ LOST = "error: another process has ended, or does not answer: python train.py --
 def test_the_death_of_a_process_ends_all_with_one_line(place, ranks):
     end = ended(place, "kill", ranks)
     assert end.lines == [LOST]
+
+
+@pytest.mark.slow  # nine seconds of training
+def test_all_processes_stop_when_the_time_of_the_first_is_up(place):
+    falling = {"lr_schedule": "linear", "lr_min_ratio": 0.0, "warmup_steps": 0}
+    end = launch(2, {"output_dir": "run", "max_minutes": 0.15, "num_epochs": 1, **falling})
+    assert end.code == 0, end.stderr[-3000:]
+    updates = {len(path.read_text().splitlines()) for path in Path("run").glob("rows-*.log")}
+    assert len(updates) == 1
+    history = checkpoint.load(Path("run") / checkpoint.FINAL_NAME)["history"]
+    rates = history["learning_rates"].tolist()
+    assert rates[-1] < 0.5 * rates[0]
 
 
 @pytest.mark.slow  # torchrun gives a frozen process 30 seconds more
