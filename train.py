@@ -169,6 +169,8 @@ def evaluate(run: "Run", signals: StopSignals) -> None:
         run.record(loss)
         store.keep_if_best(run)
         run.report(sample)
+    if run.progress.lacks_a_report:
+        run.write_page()
     run.progress.read()
 
 

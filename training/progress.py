@@ -10,7 +10,8 @@ from corpus.order import Batches
 from training.processes import Processes
 
 EXIT_SECONDS = 0.5  # that Python takes to end
-WRITES_AT_THE_END = 3  # of the model: the final one, and a checkpoint, which is as large as two
+# What follows the last update but one; a checkpoint is as large as two models.
+AT_THE_END = {"update": 1, "evaluation": 1, "write": 3, "report": 1}
 PARTS = 1 << 40  # the processes agree on a share as on so many of these
 
 
@@ -38,7 +39,7 @@ class Progress:
     """The limits of a run and where it stands between them.
 
     Time is the first process's. What the end will take is taken from what the latest update,
-    evaluation and write took, so that the rate has reached its end by then.
+    evaluation, write and report took, so that the rate has reached its end by then.
     """
 
     def __init__(self, config: dict[str, Any], batches: Batches, team: Processes) -> None:
@@ -49,7 +50,7 @@ class Progress:
         self.used = 0.0  # by now, with what comes before the first update
         self.first: float | None = None  # what was used when the first update began
         self.share = 0.0  # of the time for updates
-        self.costs = dict.fromkeys(("update", "evaluation", "write"), 0.0)  # seconds of the latest
+        self.costs = dict.fromkeys(AT_THE_END, 0.0)  # seconds of the latest
 
     @contextmanager
     def timed(self, cost: str) -> Iterator[None]:
@@ -63,11 +64,16 @@ class Progress:
         if math.isinf(self.seconds) or self.share >= 1:
             return
         self.used = self.used_before + time.monotonic() - self.began
-        at_the_end = sum(self.costs.values()) + (WRITES_AT_THE_END - 1) * self.costs["write"]
+        at_the_end = sum(count * self.costs[cost] for cost, count in AT_THE_END.items())
         first = self.used if self.first is None else self.first
         whole = self.seconds - EXIT_SECONDS - at_the_end - first
         share = 1.0 if self.used - first >= whole else (self.used - first) / whole
         self.share = self.team.highest(round(share * PARTS) * self.team.is_first) / PARTS
+
+    @property
+    def lacks_a_report(self) -> bool:
+        """Whether time is limited and nobody knows yet what a report takes."""
+        return math.isfinite(self.seconds) and not self.costs["report"]
 
     def start(self) -> None:
         """Notes that an update begins; the first one is where progress is 0."""
@@ -103,9 +109,11 @@ class Progress:
         """The time used, for a checkpoint; a run that is over will have used all of it."""
         if math.isinf(self.seconds) or self.first is None:
             return {}
-        return {"used": self.seconds if self.share >= 1 else self.used, "first": self.first}
+        used = self.seconds if self.share >= 1 else self.used
+        return {"used": used, "first": self.first, "report": self.costs["report"]}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         """Goes on with what an earlier session has left of the time."""
         self.used_before, self.first = state.get("used", 0.0), state.get("first")
+        self.costs["report"] = state.get("report", 0.0)
         self.read()

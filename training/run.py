@@ -267,5 +267,10 @@ class Run:
         for name, record in self.recorders.items():
             with only_warn(f"no end of {name}", (Exception,)):
                 record.finish(self.history)
-        with only_warn(f"no {REPORT_NAME}", (Exception,)):
-            html.write(self.folder / REPORT_NAME, [runs.load(self.folder)])
+        self.write_page()
+
+    def write_page(self) -> None:
+        """Writes the page as it is by now."""
+        if self.team.is_first:
+            with only_warn(f"no {REPORT_NAME}", (Exception,)), self.progress.timed("report"):
+                html.write(self.folder / REPORT_NAME, [runs.load(self.folder)])

@@ -10,6 +10,7 @@ import pytest
 from tiny_run import CONFIG, prepare, train_quickly
 
 import train
+from reports import html
 from reports.history import History
 from storage import checkpoint
 from system.process import Stopped
@@ -152,6 +153,31 @@ def test_no_time_for_an_update_is_said_and_leaves_a_model(clock, capsys):
     path = train_quickly(max_minutes=0.01)
     assert checkpoint.load(path)["step"] == 0
     assert "no time for an update: raise max_minutes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("limit", "pages"), [({"max_minutes": 2}, 2), ({"max_steps": 4}, 1)])
+def test_a_limited_run_knows_what_its_report_will_take(clock, monkeypatch, limit, pages):
+    written = []
+    monkeypatch.setattr(html, "write", clock.after(lambda *page: written.append(page), 2.5))
+    state = checkpoint.load(train_quickly(**{**WITH_TIME, "max_minutes": 0, **limit}))
+    assert len(written) == pages
+    assert state["time"].get("report") == (2.5 if "max_minutes" in limit else None)
+    told = Progress({**DEFAULTS, **limit}, BATCHES, Processes())
+    told.load_state_dict(state["time"])
+    assert told.costs["report"] == state["time"].get("report", 0.0)
+
+
+def test_what_follows_the_last_update_is_kept_free(clock):
+    progress = Progress({**DEFAULTS, "max_minutes": 1}, BATCHES, Processes())
+    progress.start()
+    progress.costs |= {"update": 1.0, "evaluation": 3.0, "write": 2.0, "report": 5.0}
+    clock.seconds += 60 - 0.5 - (1 + 3 + 3 * 2 + 5) - 0.1
+    progress.read()
+    assert progress.share == pytest.approx(1, abs=0.01)
+    assert not progress.is_over(1)
+    clock.seconds += 0.2
+    progress.read()
+    assert progress.is_over(1)
 
 
 def test_all_processes_take_the_clock_of_the_first():
