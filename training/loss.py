@@ -93,7 +93,10 @@ class NextTokenLoss(nn.Module):
             x, head = (hidden * LOG2_E).to(dtype), weight.to(dtype)  # logits in bits
             if not is_training:
                 return self._loss(x, head, targets) / num_tokens
-            total, d_hidden, d_weight = self._loss_and_gradients(x, head, targets, divisor)
+            given = x, head, targets, divisor
+            total, d_hidden, d_weight = self._loss_and_gradients(
+                *given, learns=weight.requires_grad
+            )
         loss = _KnownGradients.apply(total / divisor, hidden, weight, d_hidden, d_weight)
         return loss * (divisor / num_tokens)
 
@@ -104,11 +107,15 @@ class NextTokenLoss(nn.Module):
         return total
 
     def _loss_and_gradients(
-        self, x: Tensor, head: Tensor, targets: Tensor, divisor: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The sum of the losses; both gradients of it, divided by `divisor`."""
+        self, x: Tensor, head: Tensor, targets: Tensor, divisor: int, *, learns: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The sum of the losses; both gradients of it, divided by `divisor`.
+
+        That of the head is left out, half of the backward pass, unless the head `learns`.
+        """
         total, is_safe = _zero(x), has_safe_logits(x, head)
-        d_hidden, d_head = (torch.empty_like(like, dtype=total.dtype) for like in (x, head))
+        d_hidden = torch.empty_like(x, dtype=total.dtype)
+        d_head = torch.empty_like(head, dtype=total.dtype) if learns else None
         # On a CPU two products of 50240 and 17 rows are faster than one of 50257 (docs/speed.md).
         aligned = max(1, len(head) // ALIGNED_ROWS) * ALIGNED_ROWS
         for chunk, logits in self._chunks(x, head):
@@ -116,6 +123,8 @@ class NextTokenLoss(nn.Module):
             total += losses.sum()
             sums *= divisor
             d_hidden[chunk] = (logits @ head) / sums[:, None]
+            if d_head is None:
+                continue
             scaled = (x[chunk] / (sums[:, None] * LOG2_E)).to(x.dtype)
             add = Tensor.copy_ if chunk.start == 0 else Tensor.add_  # no table of zeros to start
             for rows, columns in zip(d_head.split(aligned), logits.split(aligned, 1), strict=True):
@@ -159,9 +168,15 @@ class _KnownGradients(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, total: Tensor, hidden: Tensor, weight: Tensor, d_hidden: Tensor, d_weight: Tensor
+        ctx: Any,
+        total: Tensor,
+        hidden: Tensor,
+        weight: Tensor,
+        d_hidden: Tensor,
+        d_weight: Tensor | None,
     ) -> Tensor:
-        ctx.save_for_backward(d_hidden.to(hidden.dtype), d_weight.to(weight.dtype))
+        d_weight = None if d_weight is None else d_weight.to(weight.dtype)
+        ctx.save_for_backward(d_hidden.to(hidden.dtype), d_weight)
         return total.clone()
 
     @staticmethod
@@ -171,7 +186,8 @@ class _KnownGradients(torch.autograd.Function):
         if d_total.is_cpu and d_total == 1:  # nothing scales the loss
             return None, d_hidden, d_weight, None, None
         # In place: a second backward through the same graph fails, as torch's own would.
-        return None, d_hidden.mul_(d_total), d_weight.mul_(d_total), None, None
+        d_weight = None if d_weight is None else d_weight.mul_(d_total)
+        return None, d_hidden.mul_(d_total), d_weight, None, None
 
 
 def has_safe_logits(x: Tensor, head: Tensor) -> bool:
