@@ -27,6 +27,12 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     add("--to", choices=PACKAGES, required=True, help="Hugging Face folder, or GGUF file")
     add("path", type=as_path, help="the folder or the file to write")
     add("--checkpoint", type=as_path, default=Path("final_trained_model.pt"), help="model file")
+    add(
+        "--adapter",
+        action="append",
+        default=[],
+        help="what was tuned, as DIR or DIR=WEIGHT; repeatable",
+    )
     add("--type", choices=("f32", "f16", "q8_0"), help="how GGUF holds the matrices (f16)")
     options = parser.parse_args(arguments)
     if options.to == "hf" and options.type:
@@ -45,7 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     check_writable(path.parent)
     sweep_parts(path.parent)
     with StopSignals():
-        from exchange import gguf_file, huggingface  # torch takes a second, which --help spares
+        from exchange import (  # torch takes a second, which --help spares
+            adapter_files,
+            gguf_file,
+            huggingface,
+        )
         from storage import checkpoint
 
         state = checkpoint.load(options.checkpoint)
@@ -53,6 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if num_tokens != END_OF_TEXT_ID + 1:
             raise ExportError(f"not GPT-2's vocabulary ({num_tokens:,} tokens): cannot export")
         model = checkpoint.model_from(state).float()
+        adapter_files.merge_all(model, options.adapter, run_id=state.get("run_id", ""))
         if options.to == "hf":
             receipt = huggingface.export_huggingface(path, state, model)
         else:

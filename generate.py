@@ -41,6 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         state = checkpoint.load(options.checkpoint)
         model = checkpoint.model_from(state)
+    if options.adapter:
+        from exchange.adapter_files import merge_all
+
+        merge_all(model, options.adapter, run_id=state.get("run_id", ""))
     generator = TextGenerator(prepared(model, options.precision, device), GPT2Tokenizer())
     if options.mode == TALK:
         console.converse(generator, options.settings)

@@ -3,6 +3,7 @@
 Shapes: B batch, T time, I in_features, O out_features, r rank.
 """
 
+import hashlib
 from functools import partial
 from typing import Any
 
@@ -80,7 +81,9 @@ def add_adapters(
     for name in (name for name in layers if name in named):
         layer = LoraLinear(layers[name], rank=rank, scale=alpha / rank, dropout=dropout)
         bound = layer.in_features**-0.5  # as a linear layer of torch starts
-        start = torch.empty(layer.lora_A.shape).uniform_(-bound, bound, generator=generator)
+        start = torch.empty(layer.lora_A.shape, device="cpu").uniform_(
+            -bound, bound, generator=generator
+        )
         layer.lora_A.data.copy_(start)
         layer.dropout.place, place = place, place + 1
         model.set_submodule(name, layer)
@@ -133,6 +136,20 @@ def plain_weights(model: nn.Module) -> dict[str, Tensor]:
         if getattr(layer, "bias", None) is not None:
             weights[f"{name}.bias"] = layer.bias.detach()
     return weights
+
+
+@torch.no_grad()
+def base_id(model: nn.Module) -> str:
+    """A hash of what few bits and adapters leave as it is of weights: positions, norms, biases.
+
+    Models that were trained apart have different ones.
+    """
+    digest = hashlib.sha256()
+    for name, weight in model.named_parameters():
+        if ".lora_" not in name and (weight.dim() == 1 or name.endswith(".pe")):
+            digest.update(name.replace(".base.", ".").encode())
+            digest.update(weight.float().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def adapter_weights(model: nn.Module) -> dict[str, Tensor]:

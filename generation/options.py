@@ -43,6 +43,7 @@ OPTIONS = {
     "json": Option(ONCE, "one JSON object a line for each text", False, FLAG),
     "checkpoint": Option(ALL, "model file or run's folder", Path("final_trained_model.pt"), PATH),
     "model": Option(ALL, "OpenAI's weights, untrained here", None, {"choices": OFFICIAL_NAMES}),
+    "adapter": Option(ALL, "what was tuned, as DIR or DIR=WEIGHT; repeatable", [], REPEATABLE),
     "device": Option(ALL, "auto, cpu, mps, cuda or cuda:N", "auto"),
     "precision": Option(ALL, "type of the weights", "auto", {"choices": PRECISIONS}),
     "max_new_tokens": Option(ALL, "the longest continuation", 200, most=1000),

@@ -23,6 +23,8 @@ PLOT_NAME = "training_losses.png"
 COMPARISON_NAME = "sampling_comparison.png"
 REPORT_NAME = "report.html"
 HISTORY_NAME = "history.jsonl"
+ADAPTER_NAME = "adapter"  # a folder, in the form of the peft library
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 HISTORY_OWNER = re.compile(rb'\{"run_id": "([0-9a-f]{32})"')  # how its first line begins
 EARLIER_NAME = "earlier_runs"
 
@@ -56,6 +58,17 @@ def owner_of_history(path: Path) -> str | None:
     return None
 
 
+def adapter_metadata(folder: Path) -> dict[str, str]:
+    """What a run noted in its adapter's file, {} where there is no such file or note."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as opened:
+            return opened.metadata() or {}
+    except (OSError, SafetensorError):
+        return {}
+
+
 def owners_in(folder: str | Path) -> dict[Path, str | None]:
     """The run that each of the files in the folder belongs to which runs write, None if unknown."""
     folder = as_path(folder)
@@ -69,6 +82,8 @@ def owners_in(folder: str | Path) -> dict[Path, str | None]:
     owners = {PLOT_NAME: run_id, COMPARISON_NAME: run_id, **models}
     if history_owner := owner_of_history(folder / HISTORY_NAME):  # else a file of the user's
         owners[HISTORY_NAME] = history_owner
+    if adapter_owner := adapter_metadata(folder / ADAPTER_NAME).get("run_id"):  # else the user's
+        owners[ADAPTER_NAME] = adapter_owner
     owners |= {REPORT_NAME: run_id, RUN_ID_NAME: run_id} if run_id else {}
     return {folder / name: owner for name, owner in owners.items() if name in present}
 
