@@ -50,6 +50,12 @@ config = {
     "seeds": 1,  # trainings, one after the other, each with its seed and folder
     # what it starts from
     "weights_path": "",  # folder or .safetensors of a GPT-2 to tune
+    "adapter": "",  # lora tunes small matrices beside frozen ones; empty: all
+    "lora_rank": 8,  # rows of a small matrix: more learn more
+    "lora_alpha": 16,  # what they learn counts lora_alpha / lora_rank times
+    "lora_dropout": 0.0,  # share of what they read zeroed
+    "lora_layers": "blocks",  # parts of the names of layers with them
+    "freeze": "",  # parts of names of weights that learn no more
     # the text
     "data": "",  # text, list of them, or {text: weight}; empty: found here
     "val_data": "",  # text to validate on; empty: a part of data

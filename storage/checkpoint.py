@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import init
 from torch.overrides import TorchFunctionMode
 
+from adapters.lora import adapt, adapter_weights
 from model import Transformer, build_transformer
 from storage import archive, streamed
 from system.errors import CheckpointError, NonFiniteError, OutputError
@@ -25,6 +26,8 @@ FINAL_NAME = "final_trained_model.pt"
 BEST_NAME = "best_model.pt"
 STEP_NAME = re.compile(r"model_checkpoint_step_(0|[1-9][0-9]*)\.(pt|sharded)")
 ARCHITECTURE = ("embedding_dim", "num_layers", "num_heads", "dropout", "ffn_hidden_dim")
+BASE = "base_id"  # in a file of adapters: what they stand beside, as adapters.lora.base_id has it
+MOST_LAYERS = 256  # of a model of which a file has adapters alone
 EMBEDDING = "input_embedding.embedding.weight"
 FLOATS = {torch.float32, torch.float64, torch.bfloat16, torch.float16}
 WHOLE = {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool}
@@ -137,7 +140,7 @@ def check_state(state: Any, *, num_bytes: int) -> None:
         raise ValueError(f"its tensors claim {sum(storages.values()):,} of {num_bytes:,} bytes")
     if not isinstance(state.get("versions", {}), dict):
         raise ValueError("its versions are no dict")
-    check_weights(state["config"], state["model_state_dict"])
+    check_weights(state["config"], state["model_state_dict"], is_adapter=BASE in state)
     if broken := not_finite(state):
         raise ValueError(f"{broken} is not finite")
 
@@ -165,18 +168,26 @@ def check_tensor(name: str, tensor: Tensor) -> int:
     return num_bytes
 
 
-def check_weights(config: dict[str, Any], weights: dict[str, Any]) -> None:
-    """ValueError unless the weights have the names and shapes of the config's architecture."""
+def check_weights(
+    config: dict[str, Any], weights: dict[str, Any], *, is_adapter: bool = False
+) -> None:
+    """ValueError unless the weights have the names and shapes of the config's architecture.
+
+    They are all of its model, or what its adapters learn.
+    """
     missing = [key for key in ("seq_len", *ARCHITECTURE) if key not in config]
     if missing:
         raise ValueError(f"its config lacks {', '.join(missing)}")
     strange = [name for name, leaf in weights.items() if not isinstance(leaf, Tensor)]
-    if strange or EMBEDDING not in weights or weights[EMBEDDING].dim() != 2:
+    has_table = EMBEDDING in weights and weights[EMBEDDING].dim() == 2
+    if strange or not (has_table or is_adapter):
         raise ValueError(f"no weights: {(strange or [EMBEDDING])[0]!r}")
-    if not (isinstance(config["num_layers"], int) and config["num_layers"] <= len(weights)):
+    most_layers = MOST_LAYERS if is_adapter else len(weights)
+    if not (isinstance(config["num_layers"], int) and config["num_layers"] <= most_layers):
         raise ValueError(f"its config has num_layers={config['num_layers']!r}, not so its weights")
     with torch.device("meta"):  # shapes alone: nothing is allocated
-        expected = build_model(config, weights[EMBEDDING].size(0)).state_dict()
+        model = build_model(config, 1 if is_adapter else weights[EMBEDDING].size(0))
+        expected = adapter_weights(adapt(model, config)) if is_adapter else model.state_dict()
     held, wanted = shapes_in(weights), shapes_in(expected)
     differing = [
         f"{name} {held.get(name)}, its config wants {wanted.get(name)}"
@@ -236,6 +247,12 @@ def undrawn() -> Iterator[None]:
 
 def model_from(state: dict[str, Any]) -> Transformer:
     """The model that a checkpoint's state describes, in evaluation mode."""
+    if BASE in state:
+        raise CheckpointError(
+            "the file has adapters alone, not the model that they stand beside "
+            f"(step {state.get('step')}): python train.py --resume goes on with it, and "
+            f"{FINAL_NAME} is whole"
+        )
     weights = state["model_state_dict"]
     with undrawn():
         model = build_model(state["config"], weights[EMBEDDING].size(0))

@@ -113,7 +113,8 @@ def load(path: str | Path) -> dict[str, Any]:
             holder = state[kind].setdefault(int(number[0]), {}) if number else state[kind]
             holder[name] = tensor
         checkpoint.check_state(state, num_bytes=num_bytes)
-        state[MODEL][checkpoint.EMBEDDING] = state[MODEL][checkpoint.EMBEDDING][rows]
+        if checkpoint.BASE not in state:
+            state[MODEL][checkpoint.EMBEDDING] = state[MODEL][checkpoint.EMBEDDING][rows]
     return state
 
 

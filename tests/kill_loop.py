@@ -30,6 +30,7 @@ from tokenizer import GPT2Tokenizer
 from training.run import Run
 
 LOG_NAME = "batches.log"
+CHANGES: dict[str, Any] = {}  # of the tiny config
 
 
 def get_ready() -> None:
@@ -70,7 +71,7 @@ def fork(life: Callable[[], Any]) -> int:
 
 
 def resumable_life() -> None:
-    train_quickly(resume=any(Path().glob("model_checkpoint_step_*.pt")))
+    train_quickly(resume=any(Path().glob("model_checkpoint_step_*.pt")), **CHANGES)
 
 
 def one_life(deadline: float = 600) -> bool:
@@ -108,7 +109,8 @@ def end_of_run() -> dict[str, str]:
     assert len(paths) == CONFIG["keep_checkpoints"] + 2, paths
     _, *rows = map(json.loads, Path("history.jsonl").read_text().splitlines())
     history = {"lines": str([(row["step"], row["tokens"], row["val_loss"]) for row in rows])}
-    return history | {path.name: fingerprint(path) for path in paths}
+    adapters = {str(path): path.read_bytes() for path in Path().glob("adapter/*.json")}
+    return history | adapters | {path.name: fingerprint(path) for path in paths}
 
 
 def random_kills(num_kills: int, seed: int) -> dict[str, int]:
@@ -161,9 +163,12 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--changes", type=json.loads, default={})
     options = parser.parse_args()
+    CHANGES.update(options.changes)
     get_ready()
-    print(json.dumps(random_kills(options.kills, options.seed) | kills_within_a_save()))
+    within = {} if CHANGES else kills_within_a_save()
+    print(json.dumps(random_kills(options.kills, options.seed) | within))
 
 
 if __name__ == "__main__":

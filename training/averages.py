@@ -22,7 +22,8 @@ class Averages:
 
     def __init__(self, model: nn.Module, engine: Whole, how: str | float) -> None:
         self.how, self.engine = how, engine
-        self.parameters = dict(model.named_parameters()) if how else {}
+        named = model.named_parameters() if how else ()
+        self.parameters = {name: p for name, p in named if p.requires_grad}
         self.values = {name: p.detach().float().clone() for name, p in self.parameters.items()}
         self.num_in_tail = 0
         self.loss = math.inf  # of the latest evaluation

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
+from adapters.lora import adapt, base_id
 from corpus.corpus import Corpus, read_corpus
 from corpus.order import EARLIER, NOW
 from corpus.vocabulary import Vocabulary
@@ -20,7 +20,7 @@ from system.errors import CheckpointError, ConfigError, DataError
 from system.machine import Machine, choose_device, tune_process
 from system.process import log, warn
 from tokenizer import END_OF_TEXT_ID, TABLE_SHA256, GPT2Tokenizer
-from training import capacity, store
+from training import capacity, origin, store
 from training.agreement import check_same, chosen_machine, facts_of
 from training.description import as_text, environment, rows_about, title
 from training.estimate import table as estimate_table
@@ -31,7 +31,7 @@ from training.progress import last_step
 from training.rates import find_rate
 from training.rules import left_to_rules, settled
 from training.run import Run
-from training.settings import AUTO, EARLIER_DEFAULTS, FIXED, FREE, KEYS, ORDERED
+from training.settings import EARLIER_DEFAULTS, FIXED, FREE, KEYS, ORDERED
 from training.wanted import Wanted, check, shown
 from training.ways import machine_for
 
@@ -51,6 +51,7 @@ class Start:
 def prepared(wanted: Wanted, team: Processes) -> tuple[Start, Corpus, Machine]:
     """All that comes before there is a model, the same in all processes."""
     start = first_or_next_start(wanted, team)
+    start = replace(start, config=origin.with_own_rows(start.config))
     config = start.config
     tune_process()
     device = team.start(config["device"])
@@ -129,12 +130,16 @@ def assembled(
         capacity.check_disk(config, corpus, run_id=start.state.get("run_id"))
     is_spread = team.is_launched and config["parallel"] == "fsdp"  # block by block, to the device
     first_home = replace(machine, device=torch.device("cpu")) if is_spread else machine
-    model = start.build_model(config, corpus.vocabulary, first_home)
+    model = adapt(start.build_model(config, corpus.vocabulary, first_home), config)
+    if config["adapter"] and start.path:
+        origin.restore_adapters(model, start.path, start.state)
+    base = base_id(model)  # while one process has all of it
     num_shared, separator = corpus.vocabulary.num_shared, None
     if config["mask_documents"]:
         separator = int(corpus.vocabulary.row_of_token[END_OF_TEXT_ID])
     learner = Learner(model, machine, config, num_shared=num_shared, separator=separator, team=team)
     run = Run(config, {**wanted.script, "resume": False}, corpus, learner)
+    run.base = base
     run.progress.began = wanted.began
     return run
 
@@ -166,30 +171,12 @@ def make_way(run: Run) -> None:
 def started(wanted: Wanted) -> Start:
     """A new run, from random weights or from published ones."""
     config = {**wanted.config, "output_dir": str(wanted.folder)}
-    if not (config["weights_path"] or config["use_pretrained"]):
-        return Start(left_to_rules(config, wanted.chosen), random_model)
-    from exchange.pretrained import FINE_TUNING, from_safetensors, official  # bring requests
-
-    path = config["weights_path"]
-    pretrained = from_safetensors(path) if path else official(config["model_name"])
-    log(f"weights   {pretrained.name}")
-    left = {key for key in config if key not in wanted.chosen or config[key] == AUTO}
-    gentle = {key: FINE_TUNING[key] for key in FINE_TUNING if key in left}
-    gentle = {key: value for key, value in gentle.items() if value != config[key]}
-    for key, value in gentle.items():
-        log(f"          {key} {value}, as suits fine-tuning: --{key} sets another")
-    config = {**config, **gentle, **pretrained.architecture(config, wanted.chosen)}
-    build = partial(pretrained.build_model, config["seq_len"], dropout=config["dropout"])
-    return Start(config, lambda config, vocabulary, machine: build(device=machine.device))
-
-
-def random_model(config: dict[str, Any], vocabulary: Vocabulary, machine: Machine) -> Transformer:
-    """Random weights, a function of the seed alone."""
-    torch.manual_seed(config["seed"])
-    model = checkpoint.build_model(config, vocabulary.size).to(machine.device)
-    if vocabulary.num_shared > 1:  # a shared row starts as the mean of those it replaces
-        nn.init.zeros_(model.input_embedding.embedding.weight[-1])
-    return model
+    if not origin.is_published(config):
+        if config["adapter"]:
+            warn("the frozen weights are random: --use_pretrained or --weights_path gives others")
+        return Start(left_to_rules(config, wanted.chosen), origin.random_model)
+    config, build = origin.tuned(config, wanted.chosen)
+    return Start(config, build)
 
 
 def resumed(wanted: Wanted) -> Start:
@@ -208,7 +195,7 @@ def resumed(wanted: Wanted) -> Start:
     reordered = check_changes(path, {**EARLIER_DEFAULTS, **state["config"]}, config)
     is_elsewhere = path.absolute().parent != wanted.folder.absolute()
     is_overtaken = named is not None and run_folder.is_overtaken(wanted.folder, state)
-    build = partial(restored_model, state)
+    build = origin.beneath(config) if config["adapter"] else partial(origin.restored_model, state)
     return Start(config, build, path, state, is_elsewhere or is_overtaken, reordered)
 
 
@@ -248,17 +235,6 @@ def check_same_order(start: Start, corpus: Corpus) -> None:
             f"another text or val_data ({path} is of {old[:12]}, this is {new[:12]}): put the old "
             "one back, start without --resume, or set allow_other_text"
         )
-
-
-def restored_model(
-    state: dict[str, Any], config: dict[str, Any], vocabulary: Vocabulary, machine: Machine
-) -> Transformer:
-    """The model of a checkpoint, its table as compact as the vocabulary."""
-    weights = state["model_state_dict"]
-    rows = vocabulary.compact_rows(weights[checkpoint.EMBEDDING])
-    weights = {**weights, checkpoint.EMBEDDING: rows}
-    model = checkpoint.model_from({"config": config, "model_state_dict": weights})
-    return model.train().to(machine.device)
 
 
 def go_on(run: Run, start: Start) -> None:

@@ -2,18 +2,21 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import torch
 
+from adapters.lora import adapt
 from corpus.corpus import Corpus
-from storage import run_folder
+from model import Transformer
+from storage import checkpoint, run_folder
 from system.errors import OutOfRoomError, OutputError
 from tokenizer import END_OF_TEXT_ID
 from training.optim import OPTIMIZERS
 from training.progress import last_step
 
+MOST_LAYERS, MOST_PARAMETERS = 10**5, 10**13  # that shapes alone are made of
 CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -27,10 +30,12 @@ def check_memory(
     itemsize = 4 if config["precision"] == "float32" else 2
     # A lower bound on purpose, so that no run which could work is refused: weights, gradients and
     # moments, in parts where they are spread; and the largest activations.
-    states = 8 * num_weights + moments_of(config, num_weights)
     num_parts = num_devices if config["parallel"] == "fsdp" else 1
-    needed = states // num_parts + num_tokens * per_token * itemsize
-    available = available_memory(device)
+    needed, available = 4 * num_weights // num_parts, available_memory(device)
+    if needed <= available:
+        learns = Learning.of(config, corpus.vocabulary.size)
+        states = 4 * (num_weights + learns.num_weights) + learns.moment_bytes
+        needed = states // num_parts + num_tokens * per_token * itemsize
     if needed > available:
         raise OutOfRoomError(
             f"this model does not fit ({num_weights:,} parameters, "
@@ -41,12 +46,31 @@ def check_memory(
         )
 
 
-def moments_of(config: dict[str, Any], num_weights: int) -> int:
-    """Bytes of what the optimizer keeps, and of averages."""
-    kind, C, F = OPTIMIZERS[config["optimizer"]], config["embedding_dim"], config["ffn_hidden_dim"]
-    in_blocks = config["num_layers"] * (4 * C * C + 2 * C * F)
-    num_kept = kind.num_moments + bool(config["average_weights"])
-    return 4 * (num_kept * num_weights - kind.num_fewer_in_blocks * in_blocks)
+class Learning(NamedTuple):
+    """How many weights learn, and the bytes that the optimizer and averages keep of them."""
+
+    num_weights: int
+    moment_bytes: int
+
+    @classmethod
+    def of(cls, config: dict[str, Any], num_rows: int) -> "Learning":
+        """Of the config's model whose embedding has so many rows, which takes no memory here."""
+        kind = OPTIMIZERS[config["optimizer"]]
+        num_kept = kind.num_moments + bool(config["average_weights"])
+        num_weights = num_moments = 0
+        for group in kind.groups(outline(config, num_rows), weight_decay=0.0):
+            own = sum(parameter.numel() for parameter in group["params"])
+            num_weights += own
+            num_moments += own * (num_kept - kind.num_fewer_in_blocks * ("num_parts" in group))
+        return cls(num_weights, 4 * num_moments)
+
+
+def outline(config: dict[str, Any], num_rows: int) -> Transformer:
+    """The config's model in shapes alone, its adapters and what of it learns included."""
+    if config["num_layers"] > MOST_LAYERS or num_parameters(config, num_rows) > MOST_PARAMETERS:
+        raise OutOfRoomError("no machine has room for this model: lower num_layers, embedding_dim")
+    with torch.device("meta"):
+        return adapt(checkpoint.build_model({**config, "dropout": 0.0}, num_rows), config)
 
 
 def num_parameters(config: dict[str, Any], num_rows: int) -> int:
@@ -72,21 +96,22 @@ def available_memory(device: torch.device) -> int:
 def check_disk(config: dict[str, Any], corpus: Corpus, *, run_id: str | None) -> None:
     """OutputError if the output folder's disk is too small; `run_id` is that of a resumed run.
 
-    A checkpoint holds the full model and the moments of the trained one. One more than are kept has
-    to fit, for the new one is there before the oldest goes; then the best and the final model. Room
-    is what is free, and what the run's own checkpoints, which it replaces, take already.
+    A checkpoint holds the full model, or adapters alone, and the moments of what learns. One more
+    than are kept has to fit, for the new one is there before the oldest goes; then the best and the
+    final model. Room is what is free, and what the run's own checkpoints, which it replaces, take.
     """
     folder = Path(config["output_dir"])
     model = 4 * num_parameters(config, END_OF_TEXT_ID + 1)
-    moments = moments_of(config, num_parameters(config, corpus.vocabulary.size))
+    learns = Learning.of(config, corpus.vocabulary.size)
+    saved = (4 * learns.num_weights if config["adapter"] else model) + learns.moment_bytes
     num_saved = -(-last_step(config, corpus.batches) // config["save_freq"])
     num_kept = min(config["keep_checkpoints"], num_saved)
-    needed = (model + moments) * (num_kept + 1) + 2 * model
+    needed = saved * (num_kept + 1) + 2 * model
     own = run_folder.of_run(folder, run_id) if run_id else []
     available = shutil.disk_usage(folder).free + sum(path.stat().st_size for path in own)
     if needed > available:
         raise OutputError(
-            f"the disk is too small ({folder.resolve()}: {(model + moments) / 1e6:,.0f} MB x "
+            f"the disk is too small ({folder.resolve()}: {saved / 1e6:,.0f} MB x "
             f"({num_kept} + 1) checkpoints and 2 models are {needed / 1e6:,.0f} MB, "
             f"{available / 1e6:,.0f} MB are there): free some, lower keep_checkpoints, "
             "or choose another output_dir"

@@ -13,7 +13,7 @@ from generation.settings import SAMPLE, Sampling
 from reports.history import in_time
 from system.machine import name_of
 from tokenizer import GPT2Tokenizer
-from training.capacity import moments_of, num_parameters
+from training.capacity import Learning, num_parameters
 from training.estimate import peak_of
 from training.learner import dropout_seeds
 from training.run import SAMPLING, Run
@@ -82,10 +82,13 @@ def sizes(config: dict[str, Any]) -> str:
     num_tokens, C = GPT2Tokenizer().encoding.n_vocab, config["embedding_dim"]
     total, table = num_parameters(config, num_tokens), num_tokens * C
     positions = config["seq_len"] * C
-    trained = 8 * total + moments_of(config, total)
+    learns = Learning.of(config, num_tokens)
+    trained = 4 * (total + learns.num_weights) + learns.moment_bytes
+    is_part = config["adapter"] or config["freeze"]
+    part = f", and what learns, {learns.num_weights:,}" if is_part else ""
     return (
         f"{total:,} parameters (embedding and head {table:,}, positions {positions:,}, blocks "
-        f"{total - table - positions:,}): {4e-6 * total:,.0f} MB, "
+        f"{total - table - positions:,}{part}): {4e-6 * total:,.0f} MB, "
         f"{1e-6 * trained:,.0f} MB with gradients and moments"
     )
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, distributed, nn
 
+from adapters.lora import plain_weights
 from system.errors import OutOfRoomError
 from system.machine import Machine
 from training.loss import NextTokenLoss
@@ -41,8 +42,8 @@ class Whole:
         """After the last piece of an update."""
 
     def weights(self) -> dict[str, Tensor]:
-        """The weights by name, whole; all processes have to ask."""
-        return self.model.state_dict()
+        """The weights of the plain model by name, whole; all processes have to ask."""
+        return plain_weights(self.model)
 
     def forget(self) -> None:
         """After weights were changed by other than the optimizer: copies of them are old."""
@@ -109,7 +110,7 @@ class Sharded(Whole):
         return nullcontext()
 
     def weights(self) -> dict[str, Tensor]:
-        return {name: whole(weight) for name, weight in self.model.state_dict().items()}
+        return {name: whole(weight) for name, weight in super().weights().items()}
 
     def forget(self) -> None:
         self.objective.reshard()  # a forward pass without a backward one leaves the table whole

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from model import ATTENTIONS, TransformerBlock
 from system.machine import Machine
-from training.capacity import moments_of, num_parameters
+from training.capacity import Learning, num_parameters
 from training.loss import CHUNK_SIZE
 
 NUM_DEVICES = (1, 2, 4, 8)
@@ -79,8 +79,9 @@ def peak_bytes(
     chunk = min(int(machine.ways.get("chunk_size", CHUNK_SIZE)), B * T)
     logits = chunk * num_rows * itemsize + B * T * C * (8 + itemsize)
     head_copy = num_rows * C * itemsize if itemsize < 4 else 0
-    states = weights + moments_of(config, weights // 4)
-    gradients = weights
+    learns = Learning.of(config, num_rows)
+    states = weights + learns.moment_bytes
+    gradients = 4 * learns.num_weights
     is_spread = num_devices > 1 and config["parallel"] == "fsdp"
     if is_spread:
         root = weights - L * block.weights  # gathered for a whole update, one block after the other

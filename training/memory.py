@@ -112,13 +112,14 @@ class _Enduring(torch.autograd.Function):
     def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
         x, y = ctx.x, ctx.y
         del ctx.x, ctx.y  # the graph outside is kept until the whole backward pass is over
-        if not ctx.tried.has_failed:
+        if y.requires_grad and not ctx.tried.has_failed:  # not what frozen weights make of ids
             with attempt(ctx.tried):
                 y.backward(d_y)
         if ctx.tried.has_failed:
             y = None  # and with it all that it holds
             with torch.enable_grad():
                 y = ctx.compute(x)
-            y.backward(torch.zeros_like(y))
+            if y.requires_grad:
+                y.backward(torch.zeros_like(y))
             x.grad = x.new_zeros(()).expand_as(x) if x.requires_grad else None
         return x.grad, None, None, None

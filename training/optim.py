@@ -25,10 +25,14 @@ def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str,
 
 
 def muon_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:
-    """The same, then the matrices of the blocks by shape: queries, keys and values are three."""
+    """The same, then the matrices of the blocks by shape: queries, keys and values are three.
+
+    Those of adapters are no such matrices: only their products are.
+    """
     matrices: dict[tuple[torch.Size, int], list[nn.Parameter]] = {}
     for name, parameter in model.blocks.named_parameters():
-        if parameter.requires_grad and parameter.dim() == 2:
+        is_matrix = parameter.dim() == 2 and ".lora_" not in name
+        if parameter.requires_grad and is_matrix:
             num_parts = 3 if name.endswith("qkv.weight") else 1
             matrices.setdefault((parameter.shape, num_parts), []).append(parameter)
     taken = set(chain(*matrices.values()))

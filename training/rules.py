@@ -34,7 +34,12 @@ def always(value: float) -> PowerLaw:
     return PowerLaw(value, {}, value, value)
 
 
-RULES = {  # by optimizer
+RULES = {  # by optimizer, and for adapters
+    "lora": {
+        "learning_rate": PowerLaw(3e-4, {"batch_tokens": 0.5}, 3e-5, 2e-3),
+        "weight_decay": always(0.0),
+        "dropout": always(0.1),
+    },
     "adamw": {
         "learning_rate": PowerLaw(1e-3, {"width": -0.5, "batch_tokens": 0.5}, 1e-5, 4e-3),
         "weight_decay": always(0.1),
@@ -64,7 +69,7 @@ def settled(config: dict[str, Any], corpus: Corpus) -> dict[str, Any]:
         "tokens_per_parameter": len(corpus.train_ids)
         / num_parameters(config, corpus.vocabulary.size),
     }
-    rules = RULES.get(config["optimizer"], {})
+    rules = RULES.get(config["adapter"] or config["optimizer"], {})
     if missing := [key for key in OMITTED["muon"] if config[key] == AUTO and key not in rules]:
         raise ConfigError(
             f"config: no rule for {config['optimizer']} ({missing[0]}={AUTO}): set a number"

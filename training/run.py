@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adapters.lora import adapter_weights
 from corpus.baselines import in_background
 from corpus.corpus import Corpus
 from generation.comparison import Reference, compare_settings, plot_comparison
@@ -29,6 +30,7 @@ from system.errors import NonFiniteError
 from system.process import log, only_warn
 from tokenizer import GPT2Tokenizer
 from training.averages import Averages
+from training.engines import whole
 from training.learner import Learner, dropout_seeds
 from training.memory import only_out_of_memory
 from training.progress import Progress
@@ -58,6 +60,7 @@ class Run:
         self.progress = Progress(config, corpus.batches, self.team)
         self.val_rows = learner.machine.place(corpus.vocabulary.compact(corpus.val_ids))
         self.averages = Averages(learner.model, learner.engine, config["average_weights"])
+        self.base = ""  # what adapters stand beside, as `base_id` has it
         self.id = self.team.gather(uuid.uuid4().hex)[0]
         self.step = 0
         self.saved_step = 0  # there is nothing to save of step 0
@@ -157,17 +160,24 @@ class Run:
         if self.averages.values:
             with self.averages.in_place():
                 self.averages.loss = self.learner.mean_loss(self.val_rows)
-        weights = self.full_weights(averaged=self.averages.loss < loss) if length else {}
-        if not (weights and self.team.is_first):
-            return loss, ""
-        state = {"config": self.config, "model_state_dict": weights}
-        model = checkpoint.model_from(state)
-        prompt = self.config["sample_prompt"]
+        return loss, self.sample(averaged=self.averages.loss < loss) if length else ""
+
+    def sample(self, *, averaged: bool) -> str:
+        """What the model, or that of the averages, writes; all processes have to ask."""
+        prompt, length = self.config["sample_prompt"], self.config["sample_tokens"]
+        if self.config["adapter"] and not self.learner.engine.is_sharded:
+            with self.averages.in_place(averaged), self.learner.machine.autocast():
+                writer = TextGenerator(self.learner.model, self.tokenizer)
+                return writer.generate(prompt, length, **SAMPLING) if self.team.is_first else ""
+        weights = self.full_weights(averaged=averaged)
+        if not self.team.is_first:
+            return ""
+        model = checkpoint.model_from({"config": self.config, "model_state_dict": weights})
         for device in (model.device, torch.device("cpu")):
             with only_out_of_memory(f"no room on {device} to write a sample"):
                 writer = TextGenerator(model.to(device), self.tokenizer)
-                return loss, writer.generate(prompt, length, **SAMPLING)
-        return loss, ""
+                return writer.generate(prompt, length, **SAMPLING)
+        return ""
 
     def record(self, loss: float) -> None:
         """Takes an evaluation into the history: that of the weights, or of better averages."""
@@ -226,6 +236,12 @@ class Run:
                 weights = {name: weight.clone() for name, weight in weights.items()}
         table = self.corpus.vocabulary.expand(weights[checkpoint.EMBEDDING])
         return {**weights, checkpoint.EMBEDDING: table}
+
+    def adapters(self, *, averaged: bool = False) -> dict[str, Tensor]:
+        """What the adapters have learned, or its averages, by name; all processes have to ask."""
+        with self.averages.in_place(averaged):
+            weights = {n: whole(w) for n, w in adapter_weights(self.learner.model).items()}
+            return {n: w.clone() for n, w in weights.items()} if averaged else weights
 
     def compare_strategies(self, path: Path) -> None:
         """Shows what each way of sampling makes of the final model, beside held-out text.

@@ -21,6 +21,7 @@ FIXED = "fixed"  # the weights have that shape
 ORDERED = "ordered"  # the batches or the moments depend on it: only another text may change it
 FREE = "free"  # may change, which is said
 SILENT = "silent"  # of no consequence to what is learned
+MOST_CHARS = 300  # of patterns
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,10 @@ def is_path(value: Any) -> bool:
     with suppress(UnicodeEncodeError):
         return isinstance(value, str) and bool(value.strip()) and b"\0" not in os.fsencode(value)
     return False
+
+
+def is_names(value: Any) -> bool:
+    return isinstance(value, str) and value.isprintable() and len(value) <= MOST_CHARS
 
 
 def is_data(value: Any) -> bool:
@@ -112,6 +117,12 @@ UP_TO_HALF = number(lambda value: 0 < value <= 0.5, "a number in (0, 0.5]")
 SEED = number(lambda value: is_whole(value) and 0 <= value < 2**31, "a whole number in [0, 2**31)")
 SWITCH = Rule(lambda value: isinstance(value, bool), "True or False", read_switch)
 TEXT = Rule(lambda value: isinstance(value, str), "a string")
+ADAPTER = Rule(lambda value: value in ("", "lora"), "lora, or empty")
+NAMES = Rule(is_names, "parts of names with commas between them, or empty")
+LAYERS = Rule(
+    lambda value: is_names(value) and bool(value.strip(" ,")),
+    "parts of names with commas between them",
+)
 FOLDER = Rule(is_path, "a folder's path")
 ERRORS = one_of("stop", "skip")
 PATH_OR_EMPTY = Rule(lambda value: value == "" or is_path(value), "a path, or empty")
@@ -186,6 +197,12 @@ KEYS = {
     "use_pretrained": Key(False, "True fine-tunes the GPT-2 of model_name", SWITCH, SILENT),
     "model_name": Key("gpt2-small (124M)", "an official GPT-2", OFFICIAL, SILENT),
     "weights_path": Key("", "folder or .safetensors of a GPT-2 to tune", PATH_OR_EMPTY, SILENT),
+    "adapter": Key("", "lora tunes small matrices beside frozen ones; empty: all", ADAPTER, FIXED),
+    "lora_rank": Key(8, "rows of a small matrix: more learn more", AT_LEAST_1, FIXED),
+    "lora_alpha": Key(16, "what they learn counts lora_alpha / lora_rank times", POSITIVE, FIXED),
+    "lora_dropout": Key(0.0, "share of what they read zeroed", SHARE_BELOW_1),
+    "lora_layers": Key("blocks", "parts of the names of layers with them", LAYERS, FIXED),
+    "freeze": Key("", "parts of names of weights that learn no more", NAMES, ORDERED),
     # the text
     "data": Key("", "text, list of them, or {text: weight}; empty: found here", DATA, SILENT),
     "val_data": Key("", "text to validate on; empty: a part of data", PATH_OR_EMPTY, SILENT),

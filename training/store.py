@@ -3,21 +3,29 @@
 The best loss and the order of the batches are not among it: they follow from the rest.
 """
 
+import os
 import shlex
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from adapters.lora import adapter_weights
 from corpus.order import EARLIER, ORDERS
+from exchange import adapter_files
+from generation.decoding import evaluation_mode
 from reports.history import History
 from storage import checkpoint, run_folder, sharded
-from system.errors import CheckpointError
+from storage.run_folder import ADAPTER_NAME, adapter_metadata
+from system.errors import CheckpointError, OutputError
 from system.process import log, only_warn, warn
 from tokenizer import TABLE_SHA256
+from training.averages import local
 from training.engines import spread
 from training.run import Run
 
+WEIGHTS, BASE = "model_state_dict", checkpoint.BASE
 OPTIMIZER, GROUPS, SCALER = "optimizer_state_dict", "optimizer_groups", "scaler_state_dict"
 MEMORY, AVERAGES, NUM_IN_TAIL = "memory", "averages", "num_in_tail"
 PLAIN = (bool, int, float, str, Tensor)  # what files hold of a group's settings
@@ -42,8 +50,13 @@ def about(run: Run) -> dict[str, Any]:
 
 
 def model_state(run: Run, *, averaged: bool = False) -> dict[str, Any]:
-    """The model as every file for others holds it, with all the rows; all processes have to ask."""
-    return {**about(run), "model_state_dict": run.full_weights(averaged=averaged)}
+    """What is learned: the model with all the rows, or the adapters that stand beside one.
+
+    All processes have to ask.
+    """
+    if run.config["adapter"]:
+        return {**about(run), BASE: run.base, WEIGHTS: run.adapters(averaged=averaged)}
+    return {**about(run), WEIGHTS: run.full_weights(averaged=averaged)}
 
 
 def best_of_now(run: Run) -> dict[str, Any]:
@@ -67,7 +80,8 @@ def save(run: Run) -> None:
         NUM_IN_TAIL: run.averages.num_in_tail,
     }
     if run.learner.engine.is_sharded:
-        path = save_parts(run, about(run) | rest | {AVERAGES: {}}, optimizer["state"])
+        base = {BASE: run.base} if run.config["adapter"] else {}
+        path = save_parts(run, about(run) | base | rest | {AVERAGES: {}}, optimizer["state"])
     else:
         path = checkpoint.step_path(run.folder, run.step)
         large = {OPTIMIZER: optimizer["state"], AVERAGES: run.averages.values}
@@ -80,7 +94,8 @@ def save(run: Run) -> None:
 
 def save_parts(run: Run, state: dict[str, Any], moments: dict[int, dict[str, Tensor]]) -> Path:
     """Writes a checkpoint into which every process puts its parts of weights and moments."""
-    weights = run.learner.model.state_dict()
+    model = run.learner.model
+    weights = adapter_weights(model) if run.config["adapter"] else model.state_dict()
     tensors = {f"{sharded.MODEL}|{name}": weight for name, weight in weights.items()}
     for number, held in moments.items():
         tensors |= {f"{OPTIMIZER}|{number}|{name}": moment for name, moment in held.items()}
@@ -129,13 +144,25 @@ def leave(run: Run) -> str:
 
 
 def save_final(run: Run) -> Path:
-    """Writes the final model: the one of the best evaluation."""
+    """Writes the final model: the one of the best evaluation, adapters merged."""
     path = run.folder / checkpoint.FINAL_NAME
     state = final_state(run)
+    if run.config["adapter"]:
+        state = merged(run, state)
     if run.team.is_first:
         checkpoint.save(path, state)
     log(f"saved     {path}\n")
     return path
+
+
+def save_adapters(run: Run, adapters: dict[str, Tensor]) -> None:
+    """Writes what was learned alone, for programs that have the rest."""
+    folder = run.folder / ADAPTER_NAME
+    with only_warn(f"no {folder}"):
+        if folder.exists() and adapter_metadata(folder).get("run_id") != run.id:
+            raise OutputError(f"there is another folder of that name ({folder}): remove it")
+        adapter_files.save(folder, adapters, run.config, base_id=run.base, run_id=run.id)
+        log(f"saved     {folder}{os.sep}, what was learned alone")
 
 
 def final_state(run: Run) -> dict[str, Any]:
@@ -151,6 +178,37 @@ def final_state(run: Run) -> dict[str, Any]:
     if best.step == 0:
         log("training did not help: lower learning_rate, or give it more text")
     return state
+
+
+def merged(run: Run, state: dict[str, Any]) -> dict[str, Any]:
+    """The state of the plain model that a state of adapters makes of what they stand beside.
+
+    The adapters get a folder of their own. The first process has the state, all have to ask.
+    """
+    adapters = state.get(WEIGHTS, {})
+    with torch.no_grad():
+        for name, parameter in run.learner.model.named_parameters():
+            if ".lora_" in name:  # only the first process has it: the sum is what it has
+                has_it = run.team.is_first
+                own = adapters[name] if has_it else torch.zeros(parameter.shape)
+                common = run.team.sum(own.to(parameter.device))
+                local(parameter).copy_(local(spread(common, parameter)))
+    run.learner.engine.forget()
+    weights = run.full_weights()
+    if run.team.is_first:
+        save_adapters(run, adapters)
+    if run.team.is_first and not run.learner.engine.is_sharded:
+        log(f"merged    largest logit difference {difference_of_merged(run, weights):.1e}")
+    return {**{key: value for key, value in state.items() if key != BASE}, WEIGHTS: weights}
+
+
+@torch.no_grad()
+def difference_of_merged(run: Run, weights: dict[str, Tensor]) -> float:
+    """The largest difference of a logit between the merged model and the one with adapters."""
+    ids = run.val_rows[None, : run.config["seq_len"]]
+    plain = checkpoint.model_from({"config": run.config, WEIGHTS: weights})
+    with evaluation_mode(run.learner.model):
+        return (run.learner.model(ids) - plain(ids)).abs().max().item()
 
 
 def best_state(run: Run, folder: Path) -> dict[str, Any] | None:

@@ -18,6 +18,7 @@ from system.files import as_path
 from training.parallel import is_launched
 from training.settings import DEFAULTS, EARLIER_DEFAULTS, KEYS
 
+LORA = [key for key in KEYS if key.startswith("lora_")]
 SHORT = {"max_minutes": ["--minutes"]}  # other names of options
 
 
@@ -96,6 +97,8 @@ def without_effect(config: dict[str, Any]) -> list[tuple[str, str]]:
         (weights, "use_pretrained", "weights_path is given: choose one"),
         (not is_resumed, "allow_other_text", "it needs --resume"),
         (config["parallel"] == "fsdp" and not is_launched(), "parallel", "it needs torchrun"),
+        *((not (config["adapter"] or is_resumed), key, "it needs --adapter lora") for key in LORA),
+        (config["plan"], "adapter", "a plan is for a new model"),
         (config["val_data"], "val_fraction", "val_data is given"),
         (config["lr_schedule"] == "constant", "lr_min_ratio", "the rate is constant"),
     ]

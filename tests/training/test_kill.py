@@ -40,6 +40,12 @@ def test_30_kills_and_one_before_each_operation_of_a_save_leave_the_same_bits(re
     assert report["new"] > 0
 
 
+def test_a_killed_tuning_of_adapters_leaves_the_same_bits(report_of):
+    lora = {"adapter": "lora", "lora_rank": 2, "lora_dropout": 0.2, "average_weights": "ema"}
+    report = report_of("kill_loop.py", "--kills", "5", "--changes", json.dumps(lora))
+    assert report["kills"] >= 5
+
+
 def test_a_signal_in_any_place_ends_with_its_code_and_loses_nothing(report_of):
     ends = report_of("signal_lives.py")
     assert len(ends) == 8

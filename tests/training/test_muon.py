@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from model import Transformer, build_transformer
 from training import muon
-from training.capacity import moments_of, num_parameters
+from training.capacity import Learning
 from training.optim import OPTIMIZERS, build_optimizer, set_learning_rate
 from training.settings import DEFAULTS
 
@@ -123,7 +123,8 @@ def test_frozen_parameters_stay_as_they_are(model):
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_the_memory_that_is_foretold_is_what_the_moments_take(model, name):
-    sizes = {**DEFAULTS, "embedding_dim": 12, "num_layers": 2, "ffn_hidden_dim": 20, "seq_len": 7}
+    sizes = {"embedding_dim": 12, "num_layers": 2, "num_heads": 3, "ffn_hidden_dim": 20}
+    sizes = {**DEFAULTS, **sizes, "seq_len": 7}
     states = update(model, name).state.values()
     num_bytes = sum(m.nbytes for state in states for m in state.values() if m.dim())
-    assert moments_of({**sizes, "optimizer": name}, num_parameters(sizes, 11)) == num_bytes
+    assert Learning.of({**sizes, "optimizer": name}, 11).moment_bytes == num_bytes

@@ -10,6 +10,7 @@ import pytest
 import torch
 from launching import CHANGES, launch
 from parallel_life import lead, rows_and_model
+from safetensors.torch import load_file
 from test_notebook import SNIPPET
 from tiny_run import canonical, prepare, train_quickly
 from torch.nn import functional as F
@@ -19,17 +20,20 @@ from storage import checkpoint, run_folder, sharded
 from system.errors import CheckpointError
 
 SHORT = {**CHANGES, "num_epochs": 4, "eval_freq": 2}
+ADAPTER_FILE = "adapter/adapter_model.safetensors"
 NUM_STEPS = 102
 FILE = "alone/model_checkpoint_step_99.pt"
 PARTS = "fsdp 2/model_checkpoint_step_99.sharded"
 STEPS = [Path(f"model_checkpoint_step_{step}.sharded") for step in (102, 99)]
 MUON = {**CHANGES, "optimizer": "muon", "num_epochs": 2}
+LORA = {**CHANGES, "adapter": "lora", "lora_rank": 2, "lora_dropout": 0.2, "learning_rate": 1e-2}
 KILLED = {"output_dir": "killed", "faults": [{"do": "kill", "ranks": [0, 1], "step": 80}]}
 BY_FOUR = [
     {"output_dir": "ddp 4"},
     {"output_dir": "killed 4", "resume": True},
     {"output_dir": "from parts 4", "resume": PARTS, "parallel": "fsdp"},
     {"output_dir": "from a file 4", "resume": FILE, "parallel": "fsdp"},
+    {**LORA, "output_dir": "lora 4", "resume": PARTS.replace("fsdp 2", "lora fsdp 2")},
 ]
 PIECES = [(8, 8), (8, 2), (7, 3), (5, 2), (1, 1)]  # rows, and how many of them at once
 
@@ -89,6 +93,8 @@ def by_two() -> list[dict]:
         {"output_dir": "killed 2", "resume": True},
         {"output_dir": "muon ddp 2", **MUON},
         {"output_dir": "muon fsdp 2", **MUON, "parallel": "fsdp"},
+        {"output_dir": "lora ddp 2", **LORA},
+        {"output_dir": "lora fsdp 2", **LORA, "parallel": "fsdp"},
     ]
     for way, seed in (("ddp", 0), ("fsdp", 1)):
         for name, changes in (("full", {}), ("apart", {"mask_documents": True})):
@@ -108,6 +114,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(plot, "plot_history", lambda path, *shown: None)
         lead(**CHANGES, output_dir="alone")
         lead(**MUON, output_dir="muon alone")
+        lead(**LORA, output_dir="lora alone")
         lead(**SHORT, output_dir="short")
         lead(**SHORT, output_dir="apart", mask_documents=True)
     assert launch(2, KILLED).code != 0
@@ -130,6 +137,15 @@ def test_any_number_of_processes_takes_the_same_rows_to_the_same_curve(home, nam
 @pytest.mark.parametrize("name", ["muon ddp 2", "muon fsdp 2"])
 def test_muon_updates_whole_matrices_wherever_their_parts_lie(home, name):
     check_same_curve(home / name, home / "muon alone")
+
+
+@pytest.mark.parametrize("name", ["lora ddp 2", "lora fsdp 2", "lora 4"])
+def test_adapters_learn_the_same_wherever_they_and_their_base_lie(home, name):
+    check_same_curve(home / name, home / "lora alone")
+    ours, theirs = (load_file(home / run / ADAPTER_FILE) for run in (name, "lora alone"))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    learned = [weight.abs().max() for key, weight in ours.items() if "lora_B" in key]
+    assert min(learned) > 1e-3
 
 
 def test_killed_and_resumed_by_as_many_it_ends_in_the_same_bits(home):

@@ -197,23 +197,6 @@ def test_a_float16_run_stopped_before_its_first_real_update_goes_on(monkeypatch)
     assert len(history_of(train_quickly(resume=True))["train_losses"]) == 18
 
 
-def test_frozen_weights_have_no_moments_and_go_on(place, monkeypatch):
-    def frozen(build):
-        def build_frozen(*arguments):
-            model = build(*arguments)
-            model.positional_encoding.pe.requires_grad_(False)
-            return model
-
-        return build_frozen
-
-    for name in ("random_model", "restored_model"):
-        monkeypatch.setattr(begin, name, frozen(getattr(begin, name)))
-    expected = fingerprint(train_quickly())
-    prepare(place / "stopped")
-    stop_before(monkeypatch, 5)
-    assert fingerprint(train_quickly(resume=True)) == expected
-
-
 def test_moments_of_another_shape_are_refused(place, monkeypatch):
     stop_before(monkeypatch, 5)
     path = checkpoint.step_path(place, 5)
