@@ -1,5 +1,7 @@
 """What people run in a notebook: the snippet, on every file we write, and explore.ipynb."""
 
+import os
+import re
 import shutil
 from pathlib import Path
 
@@ -7,7 +9,7 @@ import pytest
 import torch
 
 from generate import TextGenerator
-from storage.checkpoint import load_model
+from storage.checkpoint import load, load_model
 
 ROOT = Path(__file__).parent.parent
 SNIPPET = """\
@@ -57,3 +59,53 @@ def test_the_notebook_runs_beside_a_finished_run_and_shows_a_real_one(
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     place = {"metadata": {"path": str(tmp_path)}}
     NotebookClient(notebook, timeout=300, resources=place).execute()  # raises where a cell does
+
+
+@pytest.fixture
+def kernel(place, monkeypatch):
+    """A real kernel beside a tiny text: runs a cell and gives what it prints and what it raises.
+
+    It is interrupted, as by the button, as soon as a cell prints `stop_at`.
+    """
+    from jupyter_client.manager import start_new_kernel
+
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
+    manager, client = start_new_kernel(kernel_name="python3", startup_timeout=120)
+
+    def run(code: str, *, stop_at: str = "") -> tuple[str, str]:
+        said, awaited = [], [stop_at] * bool(stop_at)
+
+        def hear(message) -> None:
+            said.append(message["content"].get("text", ""))
+            if awaited and awaited[0] in said[-1]:
+                awaited.pop()
+                manager.interrupt_kernel()
+
+        reply = client.execute_interactive(code, output_hook=hear, timeout=120)["content"]
+        return "".join(said), f"{reply['ename']}: {reply['evalue']}" if "ename" in reply else ""
+
+    yield run
+    client.stop_channels()
+    manager.shutdown_kernel(now=True)
+
+
+def test_training_in_a_notebook_draws_a_bar_saves_when_interrupted_and_goes_on(kernel):
+    kernel("from train import config, train\nfrom tiny_run import CONFIG, without_plots")
+    kernel("without_plots(); tiny = {**config, **CONFIG}")
+    said, error = kernel("train({**tiny, 'max_steps': 6})")
+    assert error == ""
+    assert "6/6" in said  # the bar at its end
+    assert Path("final_trained_model.pt").exists()
+    far = "{**tiny, 'output_dir': 'far', 'num_epochs': 10**6, 'eval_freq': 10**6}"
+    said, error = kernel(f"train({far})", stop_at="| 10/")
+    found = re.match(r"Stopped: by Ctrl-C after step (\d+), saved (\S+): python train.py", error)
+    assert load(found[2])["step"] == int(found[1]) >= 10
+    end = int(found[1]) + 3
+    said, error = kernel(
+        f"train(tiny, {{'resume': 'far', 'output_dir': 'far', 'max_steps': {end}}})"
+    )
+    assert (error, f"{end}/{end}" in said) == ("", True)
+    apart = "{**tiny, 'max_steps': 5, 'output_dir': 'apart'}"
+    kernel(f"import threading; thread = threading.Thread(target=train, args=({apart},))")
+    said, error = kernel("thread.start(); thread.join()")
+    assert (error, Path("apart/final_trained_model.pt").exists()) == ("", True)
