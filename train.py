@@ -74,6 +74,7 @@ config = {
     "save_freq": 1000,  # updates between checkpoints
     "keep_checkpoints": 3,  # how many of them stay, the newest
     "tensorboard": False,  # True writes what TensorBoard shows, an extra
+    "wandb": False,  # True writes what Weights & Biases shows, an extra
     "output_dir": ".",  # where checkpoints, the final model and the plot go
     "resume": False,  # True: from the newest checkpoint; a path: from that
     "allow_other_text": False,  # True resumes on another text, moments anew

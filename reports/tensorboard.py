@@ -44,7 +44,7 @@ class TensorBoard:
             raise ConfigError(
                 "config: tensorboard=True needs it: pip install tensorboard"
             ) from error
-        self.make_writer, self.folder = SummaryWriter, folder
+        self.make_writer, self.folder = SummaryWriter, folder / FOLDER_NAME
         self.head, self.tensors = head, tensors
         self.writer: SummaryWriter | None = None
 
@@ -54,10 +54,8 @@ class TensorBoard:
         if self.writer is None:
             place = self.folder / self.head()["run_id"][:8]
             self.writer = self.make_writer(str(place), purge_step=step)
-        for name, tag in TAGS.items():
-            if line[name] is not None:
-                unit = 1e9 if name == "memory_bytes" else 1
-                self.writer.add_scalar(tag, line[name] / unit, step)
+        for tag, value in scalars_of(line).items():
+            self.writer.add_scalar(tag, value, step)
         if line["sample"]:
             indented = "\n".join("    " + row for row in printable(line["sample"]).splitlines())
             self.writer.add_text("sample", indented, step)  # as Markdown's literal text
@@ -72,13 +70,24 @@ class TensorBoard:
 
         if self.writer is None or not history.evaluations:
             return
-        best = {"best/loss": history.best.loss, "best/bits_per_byte": history.best.bits_per_byte}
+        best = best_of(history)
         config = {name: plain(value) for name, value in self.head()["config"].items()}
         for summary in hparams(config, best):
             self.writer.file_writer.add_summary(summary)
         for tag, value in best.items():
             self.writer.add_scalar(tag, value, len(history.train_losses))
         self.writer.close()
+
+
+def scalars_of(line: Line) -> dict[str, float]:
+    """What is known of a line, by tags."""
+    known = {tag: line[name] for name, tag in TAGS.items() if line[name] is not None}
+    return {tag: value / (1e9 if "gigabytes" in tag else 1) for tag, value in known.items()}
+
+
+def best_of(history: History) -> dict[str, float]:
+    best = history.best
+    return {"best/loss": best.loss, "best/bits_per_byte": best.bits_per_byte}
 
 
 def few_of(tensor: Tensor) -> Tensor:

@@ -39,6 +39,7 @@ HEAVY = {
     "bokeh",
     "gradio",
     "tensorboard",
+    "wandb",
     "transformers",
     "gguf",
     "safetensors",

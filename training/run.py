@@ -23,7 +23,8 @@ from generation.settings import SAMPLE
 from reports import html, plot, runs, terminal
 from reports.history import Evaluation, History, UpdateRecord, in_time, pace_of
 from reports.jsonl import LOG_FREQ, HistoryFile, line_of
-from reports.tensorboard import FOLDER_NAME, TensorBoard
+from reports.tensorboard import TensorBoard
+from reports.weights_biases import WeightsAndBiases
 from storage import checkpoint
 from storage.run_folder import COMPARISON_NAME, HISTORY_NAME, PLOT_NAME, REPORT_NAME
 from system.errors import NonFiniteError
@@ -72,9 +73,9 @@ class Run:
         self.about: dict[str, Any] = {}  # what the run consists of, as its start has said
         self.told_step = 0  # of the latest line
         self.recorders = {HISTORY_NAME: HistoryFile(self.folder / HISTORY_NAME, self.head)}
-        if config["tensorboard"]:
-            place = self.folder / FOLDER_NAME
-            self.recorders[FOLDER_NAME] = TensorBoard(place, self.head, self.tensors)
+        for name, recorder in {"tensorboard": TensorBoard, "wandb": WeightsAndBiases}.items():
+            if config[name]:
+                self.recorders[name] = recorder(self.folder, self.head, self.tensors)
         self.sinks = {  # all that shows the run, each by the name of what would be missing
             "report": terminal.show,
             PLOT_NAME: partial(plot.draw, self.folder / PLOT_NAME, self.caption),

@@ -221,6 +221,7 @@ KEYS = {
     "save_freq": Key(1000, "updates between checkpoints", AT_LEAST_1),
     "keep_checkpoints": Key(3, "how many of them stay, the newest", AT_LEAST_1),
     "tensorboard": Key(False, "True writes what TensorBoard shows, an extra", SWITCH, SILENT),
+    "wandb": Key(False, "True writes what Weights & Biases shows, an extra", SWITCH, SILENT),
     "output_dir": Key(".", "where checkpoints, the final model and the plot go", FOLDER, SILENT),
     "resume": Key(False, "True: from the newest checkpoint; a path: from that", RESUME, SILENT),
     "allow_other_text": Key(False, "True resumes on another text, moments anew", SWITCH, SILENT),
