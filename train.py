@@ -56,6 +56,7 @@ config = {
     "lora_dropout": 0.0,  # share of what they read zeroed
     "lora_layers": "blocks",  # parts of the names of layers with them
     "freeze": "",  # parts of names of weights that learn no more
+    "base_precision": "float32",  # of frozen matrices: float32, int8 or nf4
     # the text
     "data": "",  # text, list of them, or {text: weight}; empty: found here
     "val_data": "",  # text to validate on; empty: a part of data

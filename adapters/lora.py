@@ -4,6 +4,7 @@ Shapes: B batch, T time, I in_features, O out_features, r rank.
 """
 
 import hashlib
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -31,6 +32,7 @@ class LoraLinear(nn.Module):
         super().__init__()
         self.base = base.requires_grad_(False)
         self.in_features, self.out_features = base.in_features, base.out_features
+        self.shape = torch.Size((self.out_features, self.in_features))
         self.scale = scale
         self.dropout = Dropout(dropout)
         device = next((t.device for t in (*base.parameters(), *base.buffers())), None)
@@ -42,6 +44,10 @@ class LoraLinear(nn.Module):
         low = F.linear(self.dropout(x, seeds), self.lora_A) * self.scale  # (B, T, r)
         rows = torch.addmm(self.base(x).flatten(0, -2), low.flatten(0, -2), self.lora_B.T)
         return rows.view(*x.shape[:-1], self.out_features)
+
+    def merged(self, x: Tensor) -> Tensor:
+        """The same by the one matrix."""
+        return F.linear(x, self.weight, self.bias)
 
     @property
     def weight(self) -> Tensor:
@@ -120,10 +126,17 @@ def adapt(model: Transformer, config: dict[str, Any]) -> Transformer:
     return model
 
 
-def plain_weights(model: nn.Module) -> dict[str, Tensor]:
+def its_weight(layer: nn.Module) -> Tensor:
+    return layer.weight.detach()
+
+
+def plain_weights(
+    model: nn.Module, weight_of: Callable[[nn.Module], Any] = its_weight
+) -> dict[str, Any]:
     """The state_dict of the plain model that computes the same, under its names.
 
-    Layers that stand for a linear layer or a table, as adapters do, know the weight of that one.
+    Layers that stand for a linear layer or a table, as adapters do, know the weight of that one:
+    `weight_of` asks them.
     """
     weights, done = dict(model.state_dict()), ""
     for name, layer in model.named_modules():
@@ -132,7 +145,7 @@ def plain_weights(model: nn.Module) -> dict[str, Tensor]:
             continue
         done = f"{name}."
         weights = {key: w for key, w in weights.items() if not key.startswith(done)}
-        weights[f"{name}.weight"] = layer.weight.detach()
+        weights[f"{name}.weight"] = weight_of(layer)
         if getattr(layer, "bias", None) is not None:
             weights[f"{name}.bias"] = layer.bias.detach()
     return weights

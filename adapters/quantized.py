@@ -8,7 +8,7 @@ Dettmers et al. 2023 (QLoRA), appendix E, which lie as densely as normally distr
 Shapes: B batch, T time, N rows of some matrix, I in_features, O out_features, V vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from model import InputEmbeddings, Transformer
+from model import InputEmbeddings
 
 STEPS = 127  # of an int8, on either side of 0
 SMALLEST = 1e-12  # what the largest of a row of zeros counts as
@@ -40,8 +40,11 @@ class Format(NamedTuple):
 
 
 def int8_packed(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Whole numbers (N, I) and the scale of each row (N,)."""
-    scales = rows.abs().amax(-1).clamp_(min=SMALLEST) / STEPS
+    """Whole numbers (N, I) and the scale of each row (N,).
+
+    A scale has 8 bits of mantissa: then what the codes stand for has the same codes again.
+    """
+    scales = (rows.abs().amax(-1).clamp_(min=SMALLEST) / STEPS).bfloat16().float()
     return (rows / scales[:, None]).round_().to(torch.int8), scales
 
 
@@ -83,6 +86,7 @@ class Packed(nn.Module):
     def __init__(self, matrix: Tensor, precision: str) -> None:
         super().__init__()
         self.precision, self.shape = precision, matrix.shape
+        self.num_at_once = max(1, NUMBERS_AT_ONCE // matrix.size(1))
         for name, like in zip(
             ("codes", "scales"),
             FORMATS[precision].pack(torch.empty_like(matrix, device="meta")),
@@ -94,8 +98,7 @@ class Packed(nn.Module):
     @torch.no_grad()
     def pack(self, matrix: Tensor) -> None:
         """Stands for this matrix from now on; some rows after the other: there is no copy of it."""
-        size = max(1, NUMBERS_AT_ONCE // self.shape[1])
-        parts = (whole.split(size) for whole in (matrix, self.codes, self.scales))
+        parts = (whole.split(self.num_at_once) for whole in (matrix, self.codes, self.scales))
         for rows, *own in zip(*parts, strict=True):
             for part, new in zip(own, FORMATS[self.precision].pack(rows.float()), strict=True):
                 part.copy_(new)
@@ -106,14 +109,18 @@ class Packed(nn.Module):
         return self.wide(torch.float32)
 
     def wide(self, dtype: torch.dtype) -> Tensor:
-        """The same in a type; some rows at a time, for a product of two types makes copies."""
+        """The same in a type; some rows at a time: a product of two types makes copies."""
         result = torch.empty(self.shape, dtype=dtype, device=self.codes.device)
-        size = NUMBERS_AT_ONCE // self.shape[1]
-        parts = (whole.split(max(1, size)) for whole in (result, self.codes, self.scales))
-        for rows, *own in zip(*parts, strict=True):
-            matrix, factors = FORMATS[self.precision].wide(*own, torch.float32)
-            rows.copy_((matrix * factors[:, None])[:, : self.shape[1]])
+        for place, rows in zip(result.split(self.num_at_once), self.some_rows(), strict=True):
+            place.copy_(rows)
         return result
+
+    def some_rows(self) -> Iterator[Tensor]:
+        """The rows in float32, few enough at a time."""
+        parts = self.codes.split(self.num_at_once), self.scales.split(self.num_at_once)
+        for own in zip(*parts, strict=True):
+            matrix, factors = FORMATS[self.precision].wide(*own, torch.float32)
+            yield (matrix * factors[:, None])[:, : self.shape[1]]
 
 
 class _FrozenProduct(torch.autograd.Function):
@@ -154,13 +161,14 @@ class FrozenLinear(Packed):
 
 
 class FrozenEmbeddings(InputEmbeddings):
-    """The table of tokens in int8: a lookup, and a head for whoever asks for all of it."""
+    """The table of tokens in int8: a lookup, and the head for whoever asks for all of it."""
 
     def __init__(self, embeddings: InputEmbeddings) -> None:
         nn.Module.__init__(self)
         self.embedding = FrozenTable(embeddings.embedding)
 
     def table(self, dtype: torch.dtype) -> Tensor:
+        """All vectors (V, C), in a type."""
         return self.embedding.wide(dtype)
 
 
@@ -175,16 +183,27 @@ class FrozenTable(Packed):
         return F.embedding(tokens, self.codes) * self.scales[tokens][..., None]
 
 
-def is_frozen(module: nn.Module) -> bool:
-    """Whether the module can be kept in few bits: a linear layer or a table that does not learn."""
-    is_known = type(module) in (nn.Linear, InputEmbeddings)
-    return is_known and not any(parameter.requires_grad for parameter in module.parameters())
+def frozen_parts(model: nn.Module) -> dict[str, nn.Module]:
+    """The linear layers that do not learn, and the table if it does not, by name."""
+    return {
+        name: part
+        for name, part in model.named_modules()
+        if type(part) in (nn.Linear, InputEmbeddings)
+        and not any(parameter.requires_grad for parameter in part.parameters())
+    }
 
 
-def quantize(model: Transformer, precision: str) -> None:
-    """Puts all that is frozen of the model into few bits, layer by layer, and a table into int8."""
-    for name, module in list(model.named_modules()):
-        if is_frozen(module):
-            is_table = isinstance(module, InputEmbeddings)
-            few = FrozenEmbeddings(module) if is_table else FrozenLinear(module, precision)
-            model.set_submodule(name, few)
+def packed_parts(model: nn.Module) -> list[str]:
+    """What of the model is in few bits, by the names that it has without adapters."""
+    kinds = (FrozenLinear, FrozenEmbeddings)
+    named = [name for name, part in model.named_modules() if isinstance(part, kinds)]
+    return [name.removesuffix(".base") for name in named]
+
+
+def quantize(model: nn.Module, precision: str, parts: Collection[str] | None = None) -> None:
+    """Puts the parts, or all that is frozen, into few bits, one by one; a table into int8."""
+    for name in frozen_parts(model) if parts is None else parts:
+        part = model.get_submodule(name)
+        is_table = isinstance(part, InputEmbeddings)
+        few = FrozenEmbeddings(part) if is_table else FrozenLinear(part, precision)
+        model.set_submodule(name, few)

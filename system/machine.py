@@ -121,6 +121,13 @@ def yield_to_others() -> None:
     torch.set_num_threads(max(1, num_cores() // 2))
 
 
+def trim_heap() -> None:
+    """Hands back what was freed and is kept, for memory that is filled otherwise from now on."""
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(libc, "malloc_trim"):  # not in every library of C
+        libc.malloc_trim(0)
+
+
 def num_cores() -> int:
     """Physical cores that this process may use, or what a container allows it if that is less."""
     limits = [psutil.cpu_count(logical=False) or psutil.cpu_count() or 1, processor_quota()]

@@ -23,8 +23,10 @@ from tokenizer import END_OF_TEXT_ID, TABLE_SHA256, GPT2Tokenizer
 from training import capacity, origin, store
 from training.agreement import check_same, chosen_machine, facts_of
 from training.description import as_text, environment, rows_about, title
+from training.estimate import resident_bytes
 from training.estimate import table as estimate_table
 from training.learner import Learner
+from training.memory import free_caches
 from training.plan import planned
 from training.processes import ALONE, Processes
 from training.progress import last_step
@@ -130,7 +132,11 @@ def assembled(
         capacity.check_disk(config, corpus, run_id=start.state.get("run_id"))
     is_spread = team.is_launched and config["parallel"] == "fsdp"  # block by block, to the device
     first_home = replace(machine, device=torch.device("cpu")) if is_spread else machine
+    free_caches()  # the machine was measured
+    resident = resident_bytes(machine)
     model = adapt(start.build_model(config, corpus.vocabulary, first_home), config)
+    capacity.shrink(model, config)
+    free_caches()  # a float32 matrix came and went
     if config["adapter"] and start.path:
         origin.restore_adapters(model, start.path, start.state)
     base = base_id(model)  # while one process has all of it
@@ -139,7 +145,7 @@ def assembled(
         separator = int(corpus.vocabulary.row_of_token[END_OF_TEXT_ID])
     learner = Learner(model, machine, config, num_shared=num_shared, separator=separator, team=team)
     run = Run(config, {**wanted.script, "resume": False}, corpus, learner)
-    run.base = base
+    run.base, run.resident_bytes = base, resident
     run.progress.began = wanted.began
     return run
 

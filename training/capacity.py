@@ -6,12 +6,14 @@ from typing import Any, NamedTuple
 
 import psutil
 import torch
+from torch import nn
 
 from adapters.lora import adapt
+from adapters.quantized import packed_parts, quantize
 from corpus.corpus import Corpus
 from model import Transformer
 from storage import checkpoint, run_folder
-from system.errors import OutOfRoomError, OutputError
+from system.errors import ConfigError, OutOfRoomError, OutputError
 from tokenizer import END_OF_TEXT_ID
 from training.optim import OPTIMIZERS
 from training.progress import last_step
@@ -31,10 +33,10 @@ def check_memory(
     # A lower bound on purpose, so that no run which could work is refused: weights, gradients and
     # moments, in parts where they are spread; and the largest activations.
     num_parts = num_devices if config["parallel"] == "fsdp" else 1
-    needed, available = 4 * num_weights // num_parts, available_memory(device)
+    needed, available = num_weights // 2 // num_parts, available_memory(device)  # in 4 bits
     if needed <= available:
         learns = Learning.of(config, corpus.vocabulary.size)
-        states = 4 * (num_weights + learns.num_weights) + learns.moment_bytes
+        states = learns.model_bytes + 4 * learns.num_weights + learns.moment_bytes
         needed = states // num_parts + num_tokens * per_token * itemsize
     if needed > available:
         raise OutOfRoomError(
@@ -51,26 +53,52 @@ class Learning(NamedTuple):
 
     num_weights: int
     moment_bytes: int
+    model_bytes: int  # of all weights
+    has_table: bool  # whether the table learns
+    has_packed_table: bool  # or is in few bits
 
     @classmethod
     def of(cls, config: dict[str, Any], num_rows: int) -> "Learning":
         """Of the config's model whose embedding has so many rows, which takes no memory here."""
-        kind = OPTIMIZERS[config["optimizer"]]
+        kind, model = OPTIMIZERS[config["optimizer"]], outline(config, num_rows)
         num_kept = kind.num_moments + bool(config["average_weights"])
         num_weights = num_moments = 0
-        for group in kind.groups(outline(config, num_rows), weight_decay=0.0):
+        for group in kind.groups(model, weight_decay=0.0):
             own = sum(parameter.numel() for parameter in group["params"])
             num_weights += own
             num_moments += own * (num_kept - kind.num_fewer_in_blocks * ("num_parts" in group))
-        return cls(num_weights, 4 * num_moments)
+        own = (*model.parameters(), *model.buffers())
+        table = list(model.input_embedding.parameters())
+        return cls(
+            num_weights,
+            4 * num_moments,
+            model_bytes=sum(tensor.nbytes for tensor in own),
+            has_table=any(weight.requires_grad for weight in table),
+            has_packed_table=not table,
+        )
 
 
-def outline(config: dict[str, Any], num_rows: int) -> Transformer:
-    """The config's model in shapes alone, its adapters and what of it learns included."""
+def outline(config: dict[str, Any], num_rows: int, *, dropout: float = 0.0) -> Transformer:
+    """The config's model in shapes alone: its adapters, what of it learns, what is in few bits."""
     if config["num_layers"] > MOST_LAYERS or num_parameters(config, num_rows) > MOST_PARAMETERS:
         raise OutOfRoomError("no machine has room for this model: lower num_layers, embedding_dim")
     with torch.device("meta"):
-        return adapt(checkpoint.build_model({**config, "dropout": 0.0}, num_rows), config)
+        model = adapt(checkpoint.build_model({**config, "dropout": dropout}, num_rows), config)
+        shrink(model, config)
+        return model
+
+
+def shrink(model: nn.Module, config: dict[str, Any]) -> None:
+    """Puts what is frozen into few bits, where the config says so."""
+    precision = config["base_precision"]
+    if precision == "float32":
+        return
+    quantize(model, precision)
+    if not packed_parts(model):
+        raise ConfigError(
+            f"config: base_precision={precision} needs matrices that do not learn, and all do: "
+            "set adapter or freeze, or leave it at float32"
+        )
 
 
 def num_parameters(config: dict[str, Any], num_rows: int) -> int:

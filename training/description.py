@@ -29,7 +29,7 @@ def rows_about(run: Run, facts: Facts, *, measured: float = 0) -> Rows:
     """
     config, batches = run.config, run.corpus.batches
     num_rows, machine = run.corpus.vocabulary.size, run.learner.machine
-    peak = peak_of(config, num_rows, machine, run.team.size)
+    peak = peak_of(config, num_rows, machine, run.team.size, resident=run.resident_bytes)
     known = facts and {**facts, "parameters": num_parameters(config, num_rows)}
     limit, last_step = run.progress.seconds, run.progress.last_step
     steps = "steps" if math.isinf(last_step) else f"{last_step:,} steps"

@@ -59,6 +59,7 @@ class Replicated(Whole):
             self.objective,
             device_ids=[self.machine.device.index] if is_cuda else None,
             gradient_as_bucket_view=True,
+            broadcast_buffers=False,  # those are matrices in few bits, which never change
         )
 
     def piece(self, is_last: bool) -> AbstractContextManager:

@@ -5,6 +5,7 @@ block keeps for its backward pass depend on how attention and dropout are comput
 are counted in a forward pass of one real block; all else is arithmetic.
 """
 
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +13,9 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from model import ATTENTIONS, TransformerBlock
+from model import ATTENTIONS
 from system.machine import Machine
-from training.capacity import Learning, num_parameters
+from training.capacity import Learning, outline
 from training.loss import CHUNK_SIZE
 
 NUM_DEVICES = (1, 2, 4, 8)
@@ -32,23 +33,20 @@ class Block:
 
     @classmethod
     def measured(cls, config: dict[str, Any], machine: Machine) -> "Block":
-        names = ("embedding_dim", "num_heads", "dropout", "ffn_hidden_dim")
+        """Of the last block, through which a gradient goes if any does."""
+        block = outline(config, 1, dropout=config["dropout"]).blocks[-1]
+        shape = config["seq_len"], config["embedding_dim"]
         with torch.random.fork_rng(devices=[]), torch.device(machine.device):
-            block = TransformerBlock(**{name: config[name] for name in names})
+            block = deepcopy(block).to_empty(device=machine.device)
             way = machine.ways.get("attention", "torch")
             block.attention.causal_attention = ATTENTIONS[way]
-            one, two = (
-                kept_bytes(
-                    block, torch.zeros(n, config["seq_len"], config["embedding_dim"]), machine
-                )
-                for n in (1, 2)
-            )
+            one, two = (kept_bytes(block, torch.zeros(n, *shape), machine) for n in (1, 2))
         return cls(sum(4 * p.numel() for p in block.parameters()), two - one, 2 * one - two)
 
 
 def kept_bytes(block: nn.Module, x: Tensor, machine: Machine) -> int:
-    """Bytes that a forward pass keeps for the backward pass, beside the parameters."""
-    known = {parameter.data_ptr() for parameter in block.parameters()}
+    """Bytes that a forward pass keeps for the backward pass, beside the weights."""
+    known = {weight.data_ptr() for weight in block.state_dict().values()}
     kept: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
@@ -66,20 +64,21 @@ def kept_bytes(block: nn.Module, x: Tensor, machine: Machine) -> int:
 def peak_bytes(
     config: dict[str, Any], num_rows: int, machine: Machine, block: Block, num_devices: int = 1
 ) -> int:
-    """Bytes of the fullest moment of an update on each of so many devices."""
+    """Bytes of the fullest moment of an update on each of so many devices, for tensors."""
     T, C, L = config["seq_len"], config["embedding_dim"], config["num_layers"]
     itemsize, is_cpu = machine.dtype.itemsize, machine.device.type == "cpu"
     batch = config["batch_size"] * config["grad_accum_steps"]
     B = min(config["batch_size"], -(-batch // num_devices))
-    weights, table = 4 * num_parameters(config, num_rows), 4 * num_rows * C
+    learns = Learning.of(config, num_rows)
+    weights = learns.model_bytes
     kept = block.kept + B * block.kept_per_window
     activations = L * kept
     if config["checkpoint_activations"]:  # but casts of weights are kept either way
         activations = L * (block.kept + 4 * B * T * C) + B * block.kept_per_window
     chunk = min(int(machine.ways.get("chunk_size", CHUNK_SIZE)), B * T)
     logits = chunk * num_rows * itemsize + B * T * C * (8 + itemsize)
-    head_copy = num_rows * C * itemsize if itemsize < 4 else 0
-    learns = Learning.of(config, num_rows)
+    is_copied = itemsize < 4 or learns.has_packed_table
+    head_copy = num_rows * C * itemsize if is_copied else 0
     states = weights + learns.moment_bytes
     gradients = 4 * learns.num_weights
     is_spread = num_devices > 1 and config["parallel"] == "fsdp"
@@ -89,21 +88,34 @@ def peak_bytes(
         gradients = weights // num_devices + (4 if is_cpu else 2) * root
     elif num_devices > 1:
         states += weights  # the buckets that DDP exchanges
-    one_product = num_rows * C * itemsize  # of the table's gradient, which is a sum of them
+    # The table's gradient is a sum of products.
+    table, one_product = (num_rows * C * size * learns.has_table for size in (4, itemsize))
     in_loss = states + activations + logits + head_copy + table + one_product
     at_the_end = states + gradients + table + kept
     heap = HOLES["fsdp" if is_spread else "ddp"] if is_cpu else 1
-    return round(max(in_loss, at_the_end) * heap) + resident_bytes(machine)
+    return round(max(in_loss, at_the_end) * heap)
 
 
-def peak_of(config: dict[str, Any], num_rows: int, machine: Machine, num_devices: int) -> int:
-    """Bytes of the fullest moment, as `peak_bytes`, of a block that is measured first."""
-    return peak_bytes(config, num_rows, machine, Block.measured(config, machine), num_devices)
+def peak_of(
+    config: dict[str, Any],
+    num_rows: int,
+    machine: Machine,
+    num_devices: int,
+    *,
+    resident: int | None = None,
+) -> int:
+    """Bytes of the fullest moment, as `peak_bytes`, of a block that is measured first.
+
+    `resident` is what the process took before there was a model, if there is one.
+    """
+    resident = resident_bytes(machine) if resident is None else resident
+    block = Block.measured(config, machine)
+    return resident + peak_bytes(config, num_rows, machine, block, num_devices)
 
 
 def table(config: dict[str, Any], num_rows: int, machine: Machine) -> str:
     """The peak on each of some numbers of devices, a column for each way to train."""
-    block = Block.measured(config, machine)
+    resident, block = resident_bytes(machine), Block.measured(config, machine)
     ways = [(way, twice) for way in ("ddp", "fsdp") for twice in (False, True)]
     names = [way + ", activations twice" * twice for way, twice in ways]
     lines = ["devices  " + "  ".join(f"{name:>23}" for name in names)]
@@ -111,7 +123,7 @@ def table(config: dict[str, Any], num_rows: int, machine: Machine) -> str:
         cells = []
         for way, twice in ways:
             changed = {**config, "parallel": way, "checkpoint_activations": twice}
-            peak = peak_bytes(changed, num_rows, machine, block, num_devices)
+            peak = resident + peak_bytes(changed, num_rows, machine, block, num_devices)
             cells.append(f"{peak / 1e9:>20.2f} GB")
         lines.append(f"{num_devices:>7}  " + "  ".join(cells))
     return "\n".join(lines)

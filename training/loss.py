@@ -84,19 +84,19 @@ class NextTokenLoss(nn.Module):
             hidden, targets = hidden[targets >= 0], targets[targets >= 0]
         num_tokens = num_tokens or max(1, len(targets))
         device = hidden.device.type
-        weight = self.model.input_embedding.embedding.weight
+        embeddings = self.model.input_embedding
+        weight = next(embeddings.parameters(), None)  # None where it is kept in few bits
         is_autocast, is_training = torch.is_autocast_enabled(device), torch.is_grad_enabled()
-        dtype = torch.get_autocast_dtype(device) if is_autocast else weight.dtype
+        dtype = torch.get_autocast_dtype(device) if is_autocast else hidden.dtype
         # To divide gradients as they are computed is free, but those of float16 would underflow.
         divisor = 1 if dtype == torch.float16 else num_tokens
         with torch.no_grad(), torch.autocast(device, enabled=False):
-            x, head = (hidden * LOG2_E).to(dtype), weight.to(dtype)  # logits in bits
+            x = (hidden * LOG2_E).to(dtype)  # logits in bits
+            head = embeddings.table(dtype) if weight is None else weight.to(dtype)
             if not is_training:
                 return self._loss(x, head, targets) / num_tokens
-            given = x, head, targets, divisor
-            total, d_hidden, d_weight = self._loss_and_gradients(
-                *given, learns=weight.requires_grad
-            )
+            given, learns = (x, head, targets, divisor), weight is not None and weight.requires_grad
+            total, d_hidden, d_weight = self._loss_and_gradients(*given, learns=learns)
         loss = _KnownGradients.apply(total / divisor, hidden, weight, d_hidden, d_weight)
         return loss * (divisor / num_tokens)
 
@@ -171,7 +171,7 @@ class _KnownGradients(torch.autograd.Function):
         ctx: Any,
         total: Tensor,
         hidden: Tensor,
-        weight: Tensor,
+        weight: Tensor | None,
         d_hidden: Tensor,
         d_weight: Tensor | None,
     ) -> Tensor:

@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from model import Transformer
+from system.machine import trim_heap
 from system.process import is_out_of_memory, warn
 
 NO_ROOM = (
@@ -50,8 +51,9 @@ def only_out_of_memory(loss: str) -> Iterator[None]:
 
 
 def free_caches() -> None:
-    """Gives back what torch keeps of memory that nothing uses."""
+    """Gives back what torch, and the heap, keep of memory that nothing uses."""
     gc.collect()
+    trim_heap()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     if torch.backends.mps.is_available():

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from adapters.lora import adapter_weights, base_id
+from adapters.quantized import packed_parts, quantize
 from corpus.vocabulary import Vocabulary
 from model import Transformer
 from storage import checkpoint
@@ -41,6 +42,10 @@ def published_model(
     pretrained: "Pretrained", config: dict[str, Any], vocabulary: Vocabulary, machine: Machine
 ) -> Transformer:
     sizes = {"dropout": config["dropout"], "device": machine.device}
+    if config["base_precision"] != "float32":
+        outline = capacity.outline(config, vocabulary.size)
+        given = {"precision": config["base_precision"], "parts": packed_parts(outline)}
+        sizes["shrink"] = partial(quantize, **given)
     return pretrained.build_model(config["seq_len"], **sizes)
 
 
@@ -51,7 +56,8 @@ def tuned(config: dict[str, Any], chosen: Collection[str]) -> tuple[dict[str, An
     pretrained = published(config)
     log(f"weights   {pretrained.name}")
     left = {key for key in config if key not in chosen or config[key] == AUTO}
-    gentle = FINE_TUNING | ({"learning_rate": AUTO} if config["adapter"] else {})
+    of_adapters = {"learning_rate": AUTO, "dropout": 0.0}  # with it, attention keeps T x T weights
+    gentle = FINE_TUNING | (of_adapters if config["adapter"] else {})
     gentle = {key: gentle[key] for key in gentle if key in left}
     gentle = {key: value for key, value in gentle.items() if value != config[key]}
     for key, value in gentle.items():
@@ -100,7 +106,7 @@ def restore_adapters(model: Transformer, path: Path, state: dict[str, Any]) -> N
 
 def with_own_rows(config: dict[str, Any]) -> dict[str, Any]:
     """The config, without a shared row where the table is frozen: it comes out as it went in."""
-    if not (config["adapter"] or config["freeze"]):
+    if not (config["adapter"] or config["freeze"] or config["base_precision"] != "float32"):
         return config
     table = capacity.outline(config, 1).input_embedding.embedding.weight
     return config if table.requires_grad else {**config, "share_unused_tokens": False}

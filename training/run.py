@@ -33,7 +33,7 @@ from tokenizer import GPT2Tokenizer
 from training.averages import Averages
 from training.engines import whole
 from training.learner import Learner, dropout_seeds
-from training.memory import only_out_of_memory
+from training.memory import free_caches, only_out_of_memory
 from training.progress import Progress
 from training.schedule import learning_rate_at
 
@@ -61,6 +61,7 @@ class Run:
         self.progress = Progress(config, corpus.batches, self.team)
         self.val_rows = learner.machine.place(corpus.vocabulary.compact(corpus.val_ids))
         self.averages = Averages(learner.model, learner.engine, config["average_weights"])
+        self.resident_bytes = 0  # of the process before it had the model
         self.base = ""  # what adapters stand beside, as `base_id` has it
         self.id = self.team.gather(uuid.uuid4().hex)[0]
         self.step = 0
@@ -167,9 +168,12 @@ class Run:
         """What the model, or that of the averages, writes; all processes have to ask."""
         prompt, length = self.config["sample_prompt"], self.config["sample_tokens"]
         if self.config["adapter"] and not self.learner.engine.is_sharded:
+            free_caches()
             with self.averages.in_place(averaged), self.learner.machine.autocast():
                 writer = TextGenerator(self.learner.model, self.tokenizer)
-                return writer.generate(prompt, length, **SAMPLING) if self.team.is_first else ""
+                text = writer.generate(prompt, length, **SAMPLING) if self.team.is_first else ""
+            free_caches()
+            return text
         weights = self.full_weights(averaged=averaged)
         if not self.team.is_first:
             return ""
@@ -247,10 +251,11 @@ class Run:
     def compare_strategies(self, path: Path) -> None:
         """Shows what each way of sampling makes of the final model, beside held-out text.
 
-        Not where the time is limited: `generate.py --compare` does it later.
+        Not where time or memory are short: `generate.py --compare` does it later.
         """
         prompt, length = self.config["sample_prompt"], self.config["sample_tokens"]
-        has_time = not self.config["max_minutes"]  # it takes as long as many updates
+        is_small = self.config["base_precision"] == "float32"  # else it may not fit as a whole
+        has_time = is_small and not self.config["max_minutes"]  # it takes as long as many updates
         if length and self.team.is_first and has_time:
             model = prepared(checkpoint.load_model(path), device=self.learner.machine.device)
             comparison = compare_settings(

@@ -145,6 +145,7 @@ AVERAGE = Rule(
     read_number,
 )
 PARALLEL = one_of("ddp", "fsdp")
+BASE = one_of("float32", "int8", "nf4")
 COMPILE = one_of("auto", "on", "off")
 OFFICIAL = one_of("gpt2-small (124M)", "gpt2-medium (355M)", "gpt2-large (774M)", "gpt2-xl (1558M)")
 
@@ -203,6 +204,7 @@ KEYS = {
     "lora_dropout": Key(0.0, "share of what they read zeroed", SHARE_BELOW_1),
     "lora_layers": Key("blocks", "parts of the names of layers with them", LAYERS, FIXED),
     "freeze": Key("", "parts of names of weights that learn no more", NAMES, ORDERED),
+    "base_precision": Key("float32", "of frozen matrices: float32, int8 or nf4", BASE, ORDERED),
     # the text
     "data": Key("", "text, list of them, or {text: weight}; empty: found here", DATA, SILENT),
     "val_data": Key("", "text to validate on; empty: a part of data", PATH_OR_EMPTY, SILENT),

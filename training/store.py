@@ -5,26 +5,30 @@ The best loss and the order of the batches are not among it: they follow from th
 
 import os
 import shlex
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from adapters.lora import adapter_weights
+from adapters.lora import LoraLinear, adapter_weights, its_weight, plain_weights
 from corpus.order import EARLIER, ORDERS
 from exchange import adapter_files
 from generation.decoding import evaluation_mode
 from reports.history import History
 from storage import checkpoint, run_folder, sharded
 from storage.run_folder import ADAPTER_NAME, adapter_metadata
+from storage.streamed import Later
 from system.errors import CheckpointError, OutputError
 from system.process import log, only_warn, warn
 from tokenizer import TABLE_SHA256
 from training.averages import local
 from training.engines import spread
+from training.memory import free_caches
 from training.run import Run
 
+NUM_COMPARED = 64  # tokens whose logits show whether a merged model is the same
 WEIGHTS, BASE = "model_state_dict", checkpoint.BASE
 OPTIMIZER, GROUPS, SCALER = "optimizer_state_dict", "optimizer_groups", "scaler_state_dict"
 MEMORY, AVERAGES, NUM_IN_TAIL = "memory", "averages", "num_in_tail"
@@ -95,7 +99,7 @@ def save(run: Run) -> None:
 def save_parts(run: Run, state: dict[str, Any], moments: dict[int, dict[str, Tensor]]) -> Path:
     """Writes a checkpoint into which every process puts its parts of weights and moments."""
     model = run.learner.model
-    weights = adapter_weights(model) if run.config["adapter"] else model.state_dict()
+    weights = adapter_weights(model) if run.config["adapter"] else plain_weights(model)
     tensors = {f"{sharded.MODEL}|{name}": weight for name, weight in weights.items()}
     for number, held in moments.items():
         tensors |= {f"{OPTIMIZER}|{number}|{name}": moment for name, moment in held.items()}
@@ -194,21 +198,35 @@ def merged(run: Run, state: dict[str, Any]) -> dict[str, Any]:
                 common = run.team.sum(own.to(parameter.device))
                 local(parameter).copy_(local(spread(common, parameter)))
     run.learner.engine.forget()
-    weights = run.full_weights()
+    free_caches()
+    is_sharded = run.learner.engine.is_sharded
+    weights = run.full_weights() if is_sharded else plain_weights(run.learner.model, later)
     if run.team.is_first:
         save_adapters(run, adapters)
-    if run.team.is_first and not run.learner.engine.is_sharded:
-        log(f"merged    largest logit difference {difference_of_merged(run, weights):.1e}")
+    if run.team.is_first and not is_sharded:
+        log(f"merged    largest logit difference {difference_of_merged(run):.1e}")
     return {**{key: value for key, value in state.items() if key != BASE}, WEIGHTS: weights}
 
 
+def later(layer: nn.Module) -> Later:
+    """The weight of the plain layer, made when it is written: all of them may not fit at once."""
+    return Later(layer.shape, partial(its_weight, layer))
+
+
 @torch.no_grad()
-def difference_of_merged(run: Run, weights: dict[str, Tensor]) -> float:
+def difference_of_merged(run: Run) -> float:
     """The largest difference of a logit between the merged model and the one with adapters."""
-    ids = run.val_rows[None, : run.config["seq_len"]]
-    plain = checkpoint.model_from({"config": run.config, WEIGHTS: weights})
-    with evaluation_mode(run.learner.model):
-        return (run.learner.model(ids) - plain(ids)).abs().max().item()
+    ids, model = run.val_rows[None, : run.config["seq_len"]][:, :NUM_COMPARED], run.learner.model
+    layers = [layer for layer in model.modules() if isinstance(layer, LoraLinear)]
+    with evaluation_mode(model):
+        apart = model(ids)
+        for layer in layers:
+            layer.forward = layer.merged
+        difference = (model(ids) - apart).abs().max().item()
+    for layer in layers:
+        del layer.forward
+    free_caches()
+    return difference
 
 
 def best_state(run: Run, folder: Path) -> dict[str, Any] | None:

@@ -99,10 +99,16 @@ def without_effect(config: dict[str, Any]) -> list[tuple[str, str]]:
         (config["parallel"] == "fsdp" and not is_launched(), "parallel", "it needs torchrun"),
         *((not (config["adapter"] or is_resumed), key, "it needs --adapter lora") for key in LORA),
         (config["plan"], "adapter", "a plan is for a new model"),
+        (not is_partly_frozen(config), "base_precision", "it needs --adapter lora or --freeze"),
         (config["val_data"], "val_fraction", "val_data is given"),
         (config["lr_schedule"] == "constant", "lr_min_ratio", "the rate is constant"),
     ]
     return [(key, f"has no effect: {why}") for is_useless, key, why in rows if is_useless]
+
+
+def is_partly_frozen(config: dict[str, Any]) -> bool:
+    """Whether there are weights that do not learn; a resumed run's config says it later."""
+    return bool(config["adapter"] or config["freeze"] or config["resume"])
 
 
 def command(options: dict[str, Any], decided: dict[str, Any]) -> str:

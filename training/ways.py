@@ -12,9 +12,9 @@ from typing import Any
 
 import psutil
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from model import ATTENTIONS
+from model import ATTENTIONS, InputEmbeddings
 from system.choice import Choices, Piece, Way, noise
 from system.machine import Machine, Shape, choose_device, choose_precision, products
 from training.loss import CHUNK_SIZE, NextTokenLoss
@@ -130,8 +130,9 @@ def loss(
     N, C = min(config["batch_size"] * config["seq_len"], 4 * CHUNK_SIZE), config["embedding_dim"]
     V = max(min(num_rows, LEAST_ROWS), round(num_rows * share))
     hidden, table = (noise(rows, C).to(machine.device).requires_grad_() for rows in (N, V))
+    embedding = InputEmbeddings(1, 1)
+    embedding.embedding.weight = nn.Parameter(table.detach())
     targets = (torch.arange(N) % V).to(machine.device)[None]
-    embedding = SimpleNamespace(embedding=SimpleNamespace(weight=table))
     model = SimpleNamespace(
         hidden_states=lambda *_, **given: hidden[None], input_embedding=embedding
     )

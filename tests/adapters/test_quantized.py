@@ -70,7 +70,7 @@ def test_int8_is_within_half_a_step_of_each_row():
     linear.weight.data = matrix.clone()
     error = (FrozenLinear(linear, "int8").weight - matrix).abs()
     steps = matrix.abs().amax(1, keepdim=True) / 127
-    assert (error <= steps * 0.5001).all()
+    assert (error <= steps * 0.502).all()  # a scale has 8 bits of mantissa
 
 
 def test_nf4_is_the_nearest_level_of_each_block():
@@ -94,6 +94,15 @@ def test_rows_of_zeros_stay_zeros_and_scales_follow(precision):
     assert layer.weight[1].eq(0).all()
     assert layer.bias is None
     assert layer(torch.ones(1, 64)).isfinite().all()
+
+
+@pytest.mark.parametrize("precision", FORMATS)
+def test_what_the_codes_stand_for_has_the_same_codes_again(precision):
+    """So that a file with float32 weights brings back the bits of the run that wrote it."""
+    first = Packed(torch.randn(300, 200) * torch.logspace(-3, 3, 300)[:, None], precision)
+    again = Packed(first.weight, precision)
+    assert torch.equal(again.codes, first.codes)
+    assert torch.equal(again.scales, first.scales)
 
 
 @pytest.mark.parametrize("precision", FORMATS)
