@@ -5,11 +5,16 @@ that has `<size>/<file>`. Files put into `gpt2/<size>/` by hand are as good, aft
 """
 
 import os
-from collections.abc import Collection
+import warnings
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from system.bundle import BundledTensor, read_bundle
+import numpy as np
+
 from system.errors import DownloadError, WeightsError
 from system.fetch import RemoteFile, fault_of, fetch
 from system.files import as_path, exclusive
@@ -41,6 +46,23 @@ class OfficialModel(NamedTuple):
     files: dict[str, RemoteFile]
 
 
+@dataclass(frozen=True)
+class Variable:
+    """A variable of a checkpoint: looks like an array, and is read when it is sliced."""
+
+    read: Callable[[str], np.ndarray]
+    name: str
+    stored_shape: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Without the first axis of three: OpenAI's matrices have one that they do not need."""
+        return self.stored_shape[1:] if len(self.stored_shape) == 3 else self.stored_shape
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        return self.read(self.name).reshape(self.shape)[rows]
+
+
 def _official(num_heads: int, num_layers: int, known: dict[str, tuple[Any, ...]]) -> OfficialModel:
     """A row of MODELS; heads have size 64."""
     settings = {"n_vocab": 50257, "n_ctx": 1024, "n_embd": 64 * num_heads, "n_head": num_heads}
@@ -65,8 +87,10 @@ def download_and_load_gpt2(
     return dict(MODELS[model_size].settings), params
 
 
-def official_tensors(model_size: str, models_dir: str | Path = "gpt2") -> dict[str, BundledTensor]:
+def official_tensors(model_size: str, models_dir: str | Path = "gpt2") -> dict[str, Variable]:
     """The same by path in the params, checked, but left in the file until they are sliced."""
+    if find_spec("tensorflow") is None:
+        import_tensorflow()  # says so before gigabytes come that only it can read
     prefix = download_gpt2(model_size, models_dir) / "model.ckpt"
     settings = MODELS[model_size].settings
     try:
@@ -114,36 +138,51 @@ def load_gpt2_params_from_tf_ckpt(
     return as_arrays(tensors_in(as_path(ckpt_path), settings))
 
 
-def as_arrays(tensors: dict[str, BundledTensor]) -> dict[str, Any]:
+def as_arrays(variables: dict[str, Variable]) -> dict[str, Any]:
     """The params, in memory."""
-    return nested({name: tensor[:] for name, tensor in tensors.items()})
+    return nested({name: variable[:] for name, variable in variables.items()})
 
 
-def tensors_in(path: Path, settings: dict[str, int]) -> dict[str, BundledTensor]:
-    """Every tensor of a checkpoint by its path in the params, all bytes of it as they were written.
+def tensors_in(path: Path, settings: dict[str, int]) -> dict[str, Variable]:
+    """Every variable of a checkpoint by its path in the params; TensorFlow finds each undamaged.
 
     WeightsError if it has other variables, DownloadError if it is damaged.
     """
-    if path.is_dir():
-        raise WeightsError(f"a folder ({path}): give its checkpoint's prefix, as in model.ckpt")
-    try:
-        found = read_bundle(path)
-        for tensor in found.values():
-            tensor.check()
-    except (OSError, ValueError) as error:
-        raise DownloadError(
-            f"not a whole TensorFlow checkpoint ({path}: {error}): fetch it again"
-        ) from error
     rows = name_rows(settings["n_layer"])
-    check_names(map(variable_name, rows), found, str(path))
-    tensors = {row: found[variable_name(row)] for row in rows}
-    return {  # matrices have an axis more than they need
-        row.gpt2: tensor.without_first_axis() if row.is_transposed else tensor
-        for row, tensor in tensors.items()
-    }
+    if path.is_dir():  # where TensorFlow would follow the file `checkpoint` anywhere
+        raise WeightsError(f"a folder ({path}): give its checkpoint's prefix, as in model.ckpt")
+    tf = import_tensorflow()
+    try:
+        reader = tf.train.load_checkpoint(str(path))
+        shapes = reader.get_variable_to_shape_map()
+        check_names(map(variable_name, rows), shapes, str(path))
+        for row in rows:
+            reader.get_tensor(variable_name(row))
+    except tf.errors.OpError as error:
+        raise DownloadError(
+            f"not a whole TensorFlow checkpoint ({path}: {error.message}): fetch it again"
+        ) from error
+    read = lru_cache(maxsize=1)(reader.get_tensor)
+    names = {row: variable_name(row) for row in rows}
+    return {row.gpt2: Variable(read, name, tuple(shapes[name])) for row, name in names.items()}
 
 
 def variable_name(row: Row) -> str:
     """OpenAI's name: blocks.3.ln_1.g -> model/h3/ln_1/g."""
     place = "model/ln_f/" if row.gpt2 in ("g", "b") else "model/"
     return place + row.gpt2.replace("blocks.", "h").replace(".", "/")
+
+
+def import_tensorflow() -> Any:
+    """TensorFlow, without what it prints on the way; DownloadError says how to get it."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import tensorflow
+    except ImportError as error:
+        raise DownloadError(
+            f"reading OpenAI's checkpoints needs tensorflow ({error}): pip install tensorflow with "
+            "a Python below 3.14, or fine-tune from a Hugging Face folder with --weights_path"
+        ) from error
+    return tensorflow

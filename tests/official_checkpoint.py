@@ -1,8 +1,6 @@
 """Checkpoints in OpenAI's layout and names, written by TensorFlow itself, with random weights."""
 
 import json
-import os
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +8,7 @@ import pytest
 import torch
 from numpy.random import default_rng
 
+import gpt_download
 from gpt_download import variable_name
 from model import build_transformer
 from weights import architecture_from, gpt2_weights
@@ -43,10 +42,8 @@ def write_official(folder: Path, settings: dict[str, int]) -> dict[str, np.ndarr
 
 def write_variables(folder: Path, arrays: dict[str, np.ndarray]) -> None:
     """Writes model.ckpt.* and `checkpoint` as tf.compat.v1.train.Saver does."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        tf = pytest.importorskip("tensorflow")  # has no wheel for Python 3.14
+    pytest.importorskip("tensorflow", reason="it has no wheel for Python 3.14")
+    tf = gpt_download.import_tensorflow()
     v1 = tf.compat.v1
     with tf.Graph().as_default(), v1.Session() as session:
         variables = {
