@@ -64,21 +64,22 @@ class Int8Linear(nn.Module):
         self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype = torch.int8
     ) -> None:
         super().__init__()
-        whole, largest = rounded(weight.detach())
-        self.weight, self.scales = whole.T, largest[:, 0] / STEPS**2
+        whole, steps = rounded(weight.detach())
+        self.weight, self.scales = whole.T, steps[:, 0]
         self.bias = torch.zeros(()) if bias is None else bias.detach()
 
     def forward(self, x: Tensor) -> Tensor:
-        whole, largest = rounded(x.reshape(-1, x.size(-1)))
+        whole, steps = rounded(x.reshape(-1, x.size(-1)))
         products = torch._int_mm(whole, self.weight).float()
-        result = torch.addcmul(self.bias, products, largest * self.scales)
+        result = torch.addcmul(self.bias, products, steps * self.scales)
         return result.view(*x.shape[:-1], -1)
 
 
 def rounded(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Whole numbers from -127 to 127 (N, C), and what 127 stands for in each row (N, 1)."""
+    """Whole numbers from -127 to 127 (N, C), and what 1 stands for in each row (N, 1)."""
     largest = rows.abs().amax(-1, keepdim=True).clamp_(min=SMALLEST)
-    return torch.addcdiv(torch.zeros(()), rows, largest, value=STEPS).round_().char(), largest
+    whole = torch.addcdiv(torch.zeros(()), rows, largest, value=STEPS).round_().char()
+    return whole, largest / STEPS
 
 
 class Wide(nn.Module):

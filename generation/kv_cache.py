@@ -24,6 +24,7 @@ class KeyValueCache:
     Row b has read `lengths[b]` tokens and its next one gets that position, whatever the other rows
     have read. Rows of unequal length are read padded at their ends, then `lengths` is set to the
     real ones: no row sees a slot beyond its own position, and later tokens overwrite the padding.
+    In int8 a slot has the exponent of a power of 2 besides, which its whole numbers count.
     """
 
     def __init__(
@@ -35,9 +36,10 @@ class KeyValueCache:
         dtype: torch.dtype | None = None,
     ) -> None:
         pe, H = model.positional_encoding.pe, model.blocks[0].attention.num_heads
-        shape = (2, len(model.blocks), batch_size, H, capacity, pe.size(1) // H)
+        size = pe.size(1) // H + (dtype == torch.int8)
+        shape = (2, len(model.blocks), batch_size, H, capacity, size)
         memory = torch.zeros(shape, device=pe.device, dtype=dtype or pe.dtype)
-        self.memory = memory  # (2, L, B, H, S, D)
+        self.memory = memory  # (2, L, B, H, S, D or D + 1)
         self.lengths = [0] * batch_size
 
     def adopt(self, rows: Sequence[int], cache: "KeyValueCache") -> None:
@@ -62,17 +64,18 @@ class KeyValueCache:
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Stores the new keys and values, then mixes for each token all values up to its own."""
         keys, values = self.memory[:, layer]
+        new_keys, new_values = stored(key, keys.dtype), stored(value, keys.dtype)
         if self._is_even:
-            keys[:, :, self._start : self._end] = key
-            values[:, :, self._start : self._end] = value
+            keys[:, :, self._start : self._end] = new_keys
+            values[:, :, self._start : self._end] = new_values
         else:
             rows = torch.arange(len(key), device=key.device)[:, None]
-            keys[rows, :, self._positions] = key.transpose(1, 2).to(keys.dtype)  # (B, T, H, D)
-            values[rows, :, self._positions] = value.transpose(1, 2).to(keys.dtype)
+            keys[rows, :, self._positions] = new_keys.transpose(1, 2)  # (B, T, H, D)
+            values[rows, :, self._positions] = new_values.transpose(1, 2)
         if self._end == key.size(2):
             key, value = key.to(query.dtype), value.to(query.dtype)
             return F.scaled_dot_product_attention(query, key, value, is_causal=True)
-        seen = keys[:, :, : self._end], values[:, :, : self._end]
+        seen = read(keys[:, :, : self._end]), read(values[:, :, : self._end])
         return mixed_values(query, *seen, self._mask)
 
     def select(self, rows: Sequence[int]) -> None:
@@ -108,6 +111,21 @@ class OneTokenCache:
         keys.scatter_(2, place, key.to(keys.dtype))
         values.scatter_(2, place, value.to(keys.dtype))
         return mixed_values(query, keys, values, self._mask)
+
+
+def stored(numbers: Tensor, dtype: torch.dtype) -> Tensor:
+    """Numbers as a cache of the type keeps them: (..., D), in int8 (..., D + 1)."""
+    if dtype != torch.int8:
+        return numbers.to(dtype)
+    largest = numbers.abs().amax(-1, keepdim=True).clamp_(min=1e-30)
+    exponent = torch.frexp(largest).exponent - 7
+    whole = torch.ldexp(numbers, -exponent).round_().clamp_(max=127)
+    return torch.cat([whole, exponent], -1).char()
+
+
+def read(kept: Tensor) -> Tensor:
+    """The numbers that were stored, (..., D), as floats."""
+    return torch.ldexp(kept[..., :-1], kept[..., -1:]) if kept.dtype == torch.int8 else kept
 
 
 def mixed_values(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:

@@ -109,7 +109,6 @@ class NativeStates:
 
     def __init__(self, model: Transformer) -> None:
         self.model, self.dtype = model, model.blocks[0].attention.qkv.dtype
-        self.cache_dtype = torch.float32 if self.dtype == torch.float32 else torch.bfloat16
         kinds = NativeLinear, LayerNormalization
         self.parts = [part for part in model.modules() if isinstance(part, kinds)]  # in their order
         self.tables: tuple[Tensor, ...] = ()
@@ -123,7 +122,7 @@ class NativeStates:
         """(B, T) -> (B, T, C), as of `Transformer.hidden_states`."""
         B, T = tokens.shape
         is_few = tokens.numel() <= FEW[self.dtype]
-        if not (cache and is_few and cache.memory.dtype == self.cache_dtype):
+        if not (cache and is_few and cache.memory.dtype == self.dtype):
             return Transformer.hidden_states(self.model, tokens, cache, **seeds)
         positions = [start + step for start in cache.lengths for step in range(T)]
         places = torch.tensor([[row for row in range(B) for _ in range(T)], positions])
@@ -156,7 +155,7 @@ def cache_dtype(model: Transformer, num_rows: int) -> torch.dtype:
     """Of the keys and values of so many rows, as they are read fastest."""
     states = vars(model).get("hidden_states")
     is_native = isinstance(states, NativeStates) and num_rows <= FEW[states.dtype]
-    return states.cache_dtype if is_native else model.positional_encoding.pe.dtype
+    return states.dtype if is_native else model.positional_encoding.pe.dtype
 
 
 def is_plain(model: Transformer) -> bool:

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
 struct Bfloat16 {
@@ -54,7 +55,7 @@ struct Model {
 
 template <class T>
 struct Cache {
-  T* memory;  // (2, blocks, B, H, S, D), of which a row is in one piece
+  T* memory;  // (2, blocks, B, H, S, D or D + 1), of which a row is in one piece
   int64_t values, block, row, slots;  // how far on the values, the next block and row are
 };
 
@@ -68,7 +69,7 @@ struct Input {  // with numbers as they are
     float sum = 0;
     const float* x = numbers.data();
     const int64_t size = numbers.size();
-#pragma omp simd reduction(+ : sum)
+#pragma omp simd reduction(+ : sum) simdlen(16)
     for (int64_t i = 0; i < size; i++) sum += float(weight[i]) * x[i];
     return sum;
   }
@@ -86,7 +87,7 @@ struct Input<int8_t> {  // in whole numbers, of which 127 is the largest
     for (int64_t i = 0; i < size; i++) largest = std::max(largest, std::fabs(x[i]));
     for (int64_t i = 0; i < size; i++) numbers[i] = int8_t(std::rint(x[i] * 127 / largest));
     for (int64_t i = 0; i < size; i++) sum += numbers[i];
-    factor = largest;
+    factor = largest / 127;
   }
   float dot(const int8_t* weight) const {
     int32_t total = 0;  // of weights + 128: many processors multiply unsigned by signed at once
@@ -121,8 +122,45 @@ void normalize(const Norm& norm, const float* x, float* result, int64_t R, int64
   }
 }
 
+float power_of_two(int32_t exponent) {  // from -126 to 127
+  const uint32_t word = uint32_t(exponent + 127) << 23;
+  float value;
+  std::memcpy(&value, &word, 4);
+  return value;
+}
+
+// e^x to 2e-7 of it, in steps that a compiler takes for many numbers at once.
+float exponential(float x) {
+  const float y = std::min(std::max(x, -60.0f), 60.0f) * 1.44269504f, whole = std::rint(y);
+  const float f = (y - whole) * 0.693147181f;
+  const float rest = 1 / 6.0f + f * (1 / 24.0f + f * (1 / 120.0f + f / 720));
+  return power_of_two(int32_t(whole)) * (1 + f * (1 + f * (0.5f + f * rest)));
+}
+
 float gelu(float x) {  // x sigmoid(2 u), which is x (1 + tanh u) / 2
-  return x / (1 + std::exp(-2 * 0.7978845608f * (x + 0.044715f * x * x * x)));
+  return x / (1 + exponential(-2 * 0.7978845608f * (x + 0.044715f * x * x * x)));
+}
+
+// A slot of the cache holds D numbers; whole ones and the exponent of the power of 2 they count.
+template <class T>
+constexpr bool is_whole = std::is_same_v<T, int8_t>;
+
+template <class T>
+void store(const float* x, T* slot, int64_t D) {
+  if constexpr (is_whole<T>) {
+    float largest = 1e-30f;
+    for (int64_t d = 0; d < D; d++) largest = std::max(largest, std::fabs(x[d]));
+    const int exponent = std::ilogb(largest) - 6;
+    const float steps = power_of_two(-exponent);
+    for (int64_t d = 0; d < D; d++) slot[d] = T(std::min(127.0f, std::rint(x[d] * steps)));
+    slot[D] = exponent;
+  } else
+    for (int64_t d = 0; d < D; d++) slot[d] = T(x[d]);
+}
+
+template <class T>
+float scale_of(const T* slot, int64_t D) {
+  return is_whole<T> ? power_of_two(int32_t(slot[D])) : 1;
 }
 
 // softmax(query keys^T) values over `size` slots; `weights` has room for as many.
@@ -130,33 +168,34 @@ template <class T>
 void attend(const float* query, const T* keys, const T* values, int64_t size, int64_t D,
             float* weights, float* __restrict mixed) {
   const Input<T> input(query, D);
+  const int64_t slot = D + is_whole<T>;
   float highest = -INFINITY, sum = 0;
   for (int64_t i = 0; i < size; i++) {
-    weights[i] = input.dot(keys + i * D);
+    weights[i] = input.dot(keys + i * slot) * scale_of(keys + i * slot, D);
     highest = std::max(highest, weights[i]);
   }
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < size; i++) sum += weights[i] = exponential(weights[i] - highest);
   std::fill(mixed, mixed + D, 0.0f);
   for (int64_t i = 0; i < size; i++) {
-    const float weight = std::exp(weights[i] - highest);
-    sum += weight;
-    for (int64_t d = 0; d < D; d++) mixed[d] += weight * float(values[i * D + d]);
+    const float weight = weights[i] * scale_of(values + i * slot, D) / sum;
+    for (int64_t d = 0; d < D; d++) mixed[d] += weight * float(values[i * slot + d]);
   }
-  for (int64_t d = 0; d < D; d++) mixed[d] /= sum;
 }
 
 // x (R, C) becomes the final states; token r stands in `rows[r]` of the cache at `positions[r]`.
-template <class W, class T>
-void step(const Model<W>& model, const Cache<T>& cache, int64_t R, const int64_t* rows,
+template <class W>
+void step(const Model<W>& model, const Cache<W>& cache, int64_t R, const int64_t* rows,
           const int64_t* positions, float* x, int num_threads) {
   const int64_t C = model.C, H = model.num_heads, D = C / H, S = cache.slots;
-  const int64_t F = model.blocks->expand.outputs;
+  const int64_t F = model.blocks->expand.outputs, size = D + is_whole<W>;
   std::vector<float> qkv(R * 3 * C), mixed(R * C), hidden(R * F);
 #pragma omp parallel num_threads(num_threads)
   {
     std::vector<float> normed(R * C), weights(S);
     for (int64_t b = 0; b < model.num_blocks; b++) {
       const Block<W>& block = model.blocks[b];
-      T *keys = cache.memory + b * cache.block, *values = keys + cache.values;
+      W *keys = cache.memory + b * cache.block, *values = keys + cache.values;
       auto add = [&](int64_t r, int64_t n, float y) { x[r * C + n] += y; };
       normalize(block.attention_norm, x, normed.data(), R, C);
       product(block.qkv, normed.data(), R,
@@ -164,13 +203,12 @@ void step(const Model<W>& model, const Cache<T>& cache, int64_t R, const int64_t
 #pragma omp for
       for (int64_t h = 0; h < H; h++)
         for (int64_t r = 0; r < R; r++) {  // in order, for tokens of a row see those before
-          const int64_t start = rows[r] * cache.row + h * S * D, slot = start + positions[r] * D;
+          const int64_t start = rows[r] * cache.row + h * S * size;
+          const int64_t last = start + positions[r] * size;
           float* query = &qkv[r * 3 * C + h * D];
-          for (int64_t d = 0; d < D; d++) {
-            keys[slot + d] = T(query[C + d]);
-            values[slot + d] = T(query[2 * C + d]);
-            query[d] /= std::sqrt(float(D));
-          }
+          store(query + C, keys + last, D);
+          store(query + 2 * C, values + last, D);
+          for (int64_t d = 0; d < D; d++) query[d] /= std::sqrt(float(D));
           attend(query, keys + start, values + start, positions[r] + 1, D, weights.data(),
                  &mixed[r * C + h * D]);
         }
@@ -191,17 +229,17 @@ void one_layer(const Linear<W>& layer, const float* x, int64_t R, float* result,
   product(layer, x, R, [&](int64_t r, int64_t n, float y) { result[r * layer.outputs + n] = y; });
 }
 
-#define FUNCTIONS(NAME, W, T)                                                                   \
+#define FUNCTIONS(NAME, W)                                                                     \
   void layer_##NAME(const Linear<W>* layer, const float* x, int64_t R, float* result, int n) { \
     one_layer(*layer, x, R, result, n);                                                        \
   }                                                                                            \
-  void step_##NAME(const Model<W>* model, const Cache<T>* cache, int64_t R,                    \
+  void step_##NAME(const Model<W>* model, const Cache<W>* cache, int64_t R,                    \
                    const int64_t* rows, const int64_t* positions, float* x, int n) {           \
     step(*model, *cache, R, rows, positions, x, n);                                            \
   }
 
 extern "C" {
-FUNCTIONS(float32, float, float)
-FUNCTIONS(bfloat16, Bfloat16, Bfloat16)
-FUNCTIONS(int8, int8_t, Bfloat16)
+FUNCTIONS(float32, float)
+FUNCTIONS(bfloat16, Bfloat16)
+FUNCTIONS(int8, int8_t)
 }

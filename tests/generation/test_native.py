@@ -12,6 +12,7 @@ from torch import nn
 from generation import fast_weights, native
 from generation.decoding import Context
 from generation.fast_weights import prepared
+from generation.kv_cache import read, stored
 from generation.native import NativeLinear, NativeStates
 from model import Transformer
 from storage.checkpoint import build_model
@@ -65,13 +66,38 @@ def test_logits_are_those_of_reading_each_window_past_the_overflow_too(prompts, 
     assert isinstance(fast.hidden_states, NativeStates)
     context = Context(fast, prompts, max_new_tokens=3 * T)
     tolerance = NEAR[precision]
-    narrow = precision != "float32" and len(prompts) <= native.FEW[getattr(torch, precision)]
-    assert context.cache.memory.dtype == (torch.bfloat16 if narrow else torch.float32)
+    assert context.cache.memory.dtype == getattr(torch, precision)
     for step in range(3 * T):
         logits = context.logits()
         exact = Context(model, context.rows, max_new_tokens=1).logits()
         torch.testing.assert_close(logits, exact, rtol=tolerance, atol=10 * tolerance)
         context.append([step * (number + 1) % V for number in range(len(prompts))])
+
+
+@pytest.mark.parametrize("factor", [0, 1e-38, 1e-9, 1, 3e5, 1e36])
+@pytest.mark.parametrize("shape", [(1,), (3, 5), (2, 3, 64)])
+def test_eight_bits_keep_numbers_to_a_127th_of_the_largest_in_their_slot(shape, factor):
+    numbers = factor * torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    kept = stored(numbers, torch.int8)
+    assert kept.shape == (*shape[:-1], shape[-1] + 1)
+    largest = numbers.abs().amax(-1, keepdim=True).clamp(min=1e-30)
+    assert ((read(kept) - numbers).abs() <= largest / 127).all()
+
+
+@needs_compiler
+@pytest.mark.usefixtures("always")
+@torch.inference_mode()
+def test_slots_of_eight_bits_are_the_same_from_torch_and_from_cpp():
+    model = prepared(clear_model(), "int8")
+    together = Context(model, [PROMPTS[1]], max_new_tokens=2)
+    alone = Context(model, [PROMPTS[1][:2]], max_new_tokens=5)
+    together.logits()
+    for token in PROMPTS[1][2:]:
+        alone.logits()
+        alone.append([token])
+    alone.logits()
+    expected, found = (read(one.cache.memory[:, 0, 0, :, :5]) for one in (together, alone))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.02 * expected.abs().max().item())
 
 
 @needs_compiler
