@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from generation.row import printable
-from reports.plot import HIDDEN_SHARE
+from reports.plot import HIDDEN_SHARE, padded
 from reports.runs import RecordedRun, name_of, thinned, together
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # Okabe and Ito
@@ -57,8 +57,7 @@ def curves_of(groups: Sequence[Group], name: str) -> list[Curve]:
     curves = []
     for number, group in enumerate(groups):
         for each in names:
-            known = [curve for curve in (run.curve(each) for run in group) if len(curve[0])]
-            if known:
+            if known := [curve for run in group if (curve := run.curve(each)).size]:
                 x, y, spread = together(known)
                 kept = thinned(y, most)
                 points, title = (x[kept], y[kept], spread[kept]), printable(name_of(group))
@@ -68,15 +67,10 @@ def curves_of(groups: Sequence[Group], name: str) -> list[Curve]:
 
 def marks_of(groups: Sequence[Group], *, is_best: bool) -> list[Point]:
     """Where each run was at its best, or where it stopped before its end."""
-    points = []
-    for group in groups:
-        for run in group:
-            x, y = run.curve("val_loss")
-            if len(x) and is_best:
-                points.append((run.best["tokens"], run.best["val_loss"]))
-            elif len(x) and run.is_cut_short:
-                points.append((x[-1], y[-1]))
-    return points
+    evaluated = [run for group in groups for run in group if run.best]
+    if is_best:
+        return [(run.best["tokens"], run.best["val_loss"]) for run in evaluated]
+    return [tuple(run.curve("val_loss")[:, -1]) for run in evaluated if run.is_cut_short]
 
 
 def baselines_of(groups: Sequence[Group]) -> dict[str, float]:
@@ -94,8 +88,7 @@ def range_of(curves: Sequence[Curve]) -> Point:
     """The losses from where the first fall is over."""
     start = HIDDEN_SHARE * max(curve.x[-1] for curve in curves)
     shown = [loss for curve in curves for loss in (*curve.y[curve.x > start], curve.y[-1])]
-    margin = 0.06 * (max(shown) - min(shown)) + 1e-3
-    return min(shown) - margin, max(shown) + margin
+    return padded(shown)
 
 
 def svg(panels: Panels, groups: Sequence[Group]) -> str:

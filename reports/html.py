@@ -1,6 +1,6 @@
 """A report on runs as one HTML file, without a network: tables, curves, samples, how they came."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 from string import Template
@@ -45,10 +45,15 @@ def page(runs: Sequence[RecordedRun], script: str = "") -> str:
     for run in (run for group in groups for run in group):
         most = max(2, MOST_SAMPLES // len(runs))
         parts.append(section(run.name, samples_of(run, most) + "\n".join(about(run))))
-    title = text(f"{runs[0].name}: a run" if len(runs) == 1 else f"{len(runs)} runs")
+    title = f"{runs[0].name}: a run" if len(runs) == 1 else f"{len(runs)} runs"
+    return document(title, "\n".join(parts), library=library, script=script)
+
+
+def document(title: str, content: str, *, library: str = "", script: str = "") -> str:
+    """A page that needs no other file: for a phone as for a desk, in the light and the dark."""
     template = Template(TEMPLATE_PATH.read_text(encoding="utf-8"))
-    content = "\n".join(parts)
-    return template.substitute(title=title, library=library, content=content, script=script)
+    parts = {"library": library, "content": content, "script": script}
+    return template.substitute(title=text(title), **parts)
 
 
 def text(value: Any) -> str:
@@ -125,16 +130,16 @@ def rows(values: dict[str, Any]) -> str:
 def about(run: RecordedRun) -> Iterator[str]:
     """What the first line of the run's history tells, each part to be opened."""
     facts = run.head.get("facts", {})
-    named: dict[str, Callable[[], str]] = {
-        "Data and model": lambda: rows(lines_of(run.head.get("about", []))),
-        "Documents by their number of tokens": lambda: bars(facts.get("histogram", [])),
-        "Ways of sampling": lambda: comparison(run.head.get("comparison", {})),
-        "Memory": lambda: memory(run),
-        "Environment": lambda: rows(run.head.get("environment", {})),
-        "Config": lambda: rows(run.head.get("config", {})),
+    named = {
+        "Data and model": rows(lines_of(run.head.get("about", []))),
+        "Documents by their number of tokens": bars(facts.get("histogram", [])),
+        "Ways of sampling": comparison(run.head.get("comparison", {})),
+        "Memory": memory(run),
+        "Environment": rows(run.head.get("environment", {})),
+        "Config": rows(run.head.get("config", {})),
     }
-    for title, make in named.items():
-        if content := make():
+    for title, content in named.items():
+        if content:
             yield f"<details><summary>{text(title)}</summary>{content}</details>"
 
 

@@ -1,7 +1,8 @@
 """The report while runs go: a page that renews itself, served to this machine alone."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import suppress
+from functools import lru_cache
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -26,46 +27,37 @@ HEADERS = {
 }
 
 
-class LiveReport:
-    """The page on runs as they are now; made again only where one of their files has changed."""
+def state_of(places: Sequence[str]) -> str:
+    """Differs whenever one of the runs has recorded something."""
+    paths = map(runs.path_of, places)
+    found = [path.stat() if path.exists() else None for path in paths]
+    return " ".join(f"{one.st_mtime_ns}-{one.st_size}" if one else "-" for one in found)
 
-    def __init__(self, places: list[str]) -> None:
-        self.paths = [runs.path_of(place) for place in places]
-        self.places, self.shown, self.content = places, "", ""
 
-    def state(self) -> str:
-        """Differs whenever a run has recorded something."""
-        found = [path.stat() if path.exists() else None for path in self.paths]
-        return " ".join(f"{one.st_mtime_ns}-{one.st_size}" if one else "-" for one in found)
-
-    def page(self) -> str:
-        state = self.state()
-        if state != self.shown:
-            script = WATCH.replace("STATE", state).replace("SECONDS", str(SECONDS))
-            self.content = html.page(runs.load_all(self.places), script)
-            self.shown = state
-        return self.content
+@lru_cache(1)
+def page_of(places: Sequence[str], state: str) -> str:
+    """The page on runs in that state; made again only where it is another one."""
+    script = WATCH.replace("STATE", state).replace("SECONDS", str(SECONDS))
+    return html.page(runs.load_all(places), script)
 
 
 class Handler(BaseHTTPRequestHandler):
     """Answers GET of `/` and `/state`, to pages of this server only."""
 
-    report: LiveReport
+    places: tuple[str, ...]
 
     def do_GET(self) -> None:
-        answers: dict[str, tuple[str, Callable[[], str]]] = {
-            "/": ("text/html", self.report.page),
-            "/state": ("text/plain", self.report.state),
-        }
         port, asked = self.server.server_address[1], self.headers
         if not is_from_here(asked.get("Host"), asked.get("Origin"), port):
             self.answer(HTTPStatus.FORBIDDEN, "this page is for this machine alone")
-        elif self.path not in answers:
+        elif self.path not in ("/", "/state"):
             self.answer(HTTPStatus.NOT_FOUND, "there is nothing but the report")
         else:
-            kind, content = answers[self.path]
             try:
-                self.answer(HTTPStatus.OK, content(), kind)
+                state = state_of(self.places)
+                is_page = self.path == "/"
+                content = page_of(self.places, state) if is_page else state
+                self.answer(HTTPStatus.OK, content, "text/html" if is_page else "text/plain")
             except (UserError, OSError) as error:  # a new run may be moving the files of another
                 self.answer(HTTPStatus.SERVICE_UNAVAILABLE, describe(error))
 
@@ -85,7 +77,7 @@ class Handler(BaseHTTPRequestHandler):
 def server_of(places: list[str]) -> ThreadingHTTPServer:
     """A server of the report on this machine's own address, on a free port."""
     runs.load_all(places)  # what is no run is said at once
-    handler = type("LiveHandler", (Handler,), {"report": LiveReport(places)})
+    handler = type("LiveHandler", (Handler,), {"places": tuple(places)})
     return ThreadingHTTPServer((HOME, 0), handler)
 
 

@@ -79,9 +79,13 @@ def add_losses(losses: Any, history: History, tokens: np.ndarray) -> None:
     start = tokens[int(HIDDEN_SHARE * len(history.train_losses))]
     curve = [loss for step, loss in zip(steps, means, strict=True) if tokens[step] > start]
     shown = [*curve, *(loss for seen, loss in points if seen > start), best.loss]
-    shown = [loss for loss in shown if np.isfinite(loss)]
-    margin = 0.06 * (max(shown) - min(shown)) + 1e-3
-    losses.set_ylim(min(shown) - margin, max(shown) + margin)
+    losses.set_ylim(*padded([loss for loss in shown if np.isfinite(loss)]))
+
+
+def padded(values: Sequence[float]) -> tuple[float, float]:
+    """The ends of a scale on which all of them are seen."""
+    margin = 0.06 * (max(values) - min(values)) + 1e-3
+    return min(values) - margin, max(values) + margin
 
 
 def add_baselines(losses: Any, history: History) -> None:

@@ -4,7 +4,7 @@ import csv
 import io
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -39,11 +39,10 @@ class RecordedRun:
     head: Line
     lines: list[Line]
 
-    def curve(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens seen and the values of that name, where there is one, each (N,)."""
+    def curve(self, name: str) -> np.ndarray:
+        """Tokens seen and the values of that name, where there is one: (2, N)."""
         points = [(line["tokens"], line[name]) for line in self.lines if is_number(line.get(name))]
-        tokens, values = zip(*points, strict=True) if points else ((), ())
-        return np.array(tokens, dtype=np.float64), np.array(values, dtype=np.float64)
+        return np.array(points, dtype=np.float64).reshape(-1, 2).T
 
     @cached_property
     def best(self) -> Line:
@@ -61,15 +60,16 @@ class RecordedRun:
         """What COLUMNS names; NaN for what is not known."""
         _, speeds = self.curve("tokens_per_second")
         last = self.lines[-1] if self.lines else {}
+        most = {key: max(self.curve(key)[1], default=np.nan) for key in ("memory_bytes", "seconds")}
         known = {
-            **{name: self.best.get(name) for name in ("bits_per_byte", "val_loss", "perplexity")},
-            "step": self.best.get("step"),
+            **self.best,
             "tokens": last.get("tokens"),
-            "tokens_per_second": float(np.median(speeds)) if len(speeds) else None,
-            "gigabytes": max(self.curve("memory_bytes")[1], default=np.nan) / 1e9,
-            "minutes": max(self.curve("seconds")[1], default=np.nan) / 60,
+            "tokens_per_second": np.median(speeds) if len(speeds) else None,
+            "gigabytes": most["memory_bytes"] / 1e9,
+            "minutes": most["seconds"] / 60,
         }
-        return {name: float(known[name]) if is_number(known[name]) else np.nan for name in COLUMNS}
+        values = {name: known.get(name) for name in COLUMNS}
+        return {k: float(v) if is_number(v) else np.nan for k, v in values.items()}
 
 
 def is_number(value: Any) -> bool:
@@ -96,10 +96,8 @@ def load_all(places: Sequence[str | Path]) -> list[RecordedRun]:
     """The runs, each with a name of its own: where two folders are called alike, the whole path."""
     runs = [load(place) for place in places]
     names = [run.name for run in runs]
-    return [
-        RecordedRun(str(place) if names.count(run.name) > 1 else run.name, run.head, run.lines)
-        for place, run in zip(places, runs, strict=True)
-    ]
+    pairs = zip(places, runs, strict=True)
+    return [replace(r, name=str(p)) if names.count(r.name) > 1 else r for p, r in pairs]
 
 
 def groups_of(runs: Sequence[RecordedRun]) -> list[list[RecordedRun]]:
@@ -109,12 +107,12 @@ def groups_of(runs: Sequence[RecordedRun]) -> list[list[RecordedRun]]:
         config = run.head.get("config", {})
         key = repr(sorted((k, repr(config[k])) for k in config if k not in OF_ONE))
         groups.setdefault(key, []).append(run)
-    return sorted(groups.values(), key=lambda group: order_of(group))
 
+    def bits(group: Sequence[RecordedRun]) -> float:
+        mean = statistics.fmean(run.numbers["bits_per_byte"] for run in group)
+        return np.inf if np.isnan(mean) else mean
 
-def order_of(group: Sequence[RecordedRun]) -> float:
-    bits = statistics.fmean(run.numbers["bits_per_byte"] for run in group)
-    return np.inf if np.isnan(bits) else bits
+    return sorted(groups.values(), key=bits)
 
 
 def name_of(group: Sequence[RecordedRun]) -> str:

@@ -19,7 +19,8 @@ def colored(writer: TextGenerator, ids: Sequence[int], *, first: int = 0) -> str
     known = [None, *likeliest(writer.model, kept, NUM_LIKELIEST)]  # nothing precedes the first
     spans = []
     for token, found in list(zip(kept, known, strict=True))[first:]:
-        shown = text(decoder.push(token)) or "·"  # the last of a character's tokens has it
+        piece = text(decoder.push(token)) or "·"  # the last of a character's tokens has it
+        shown = piece.replace("\n", "↵\n")  # there is something to click at
         if found:
             share, others = found
             surprise = min(1.0, -math.log(max(share, 1e-9)) / MOST_NATS)

@@ -5,7 +5,6 @@ from typing import Any
 
 from corpus import known, token_parts
 from corpus.report import histogram, near_copies
-from reports.page import page
 from system.command_line import Parser
 from system.files import write_durably
 from system.process import log
@@ -38,7 +37,8 @@ def main(arguments: Sequence[str], config: dict[str, Any]) -> None:
 
 def show(asked: Wanted, page_path: str | None) -> None:
     """Prints the whole report, and writes it as a page where one is asked for."""
-    from training import begin  # brings torch, which --help need not wait for
+    from reports import html  # brings torch, which --help need not wait for
+    from training import begin
     from training.description import as_text, rows_about
 
     run = begin.assembled(*begin.prepared(asked, ALONE), asked, ALONE)
@@ -53,6 +53,8 @@ def show(asked: Wanted, page_path: str | None) -> None:
     for name, count in bars:
         log(f"{name:>22} {count:>10,} {'#' * -(-BAR * count // highest)}")
     if page_path:
-        content = page(f"{corpus.path.name}: data report", rows, caption=CAPTION, bars=bars)
+        about = html.section("Text and model", html.rows(html.lines_of(rows)))
+        lengths = html.section(CAPTION, html.bars(corpus.facts["histogram"]))
+        content = html.document(f"{corpus.path.name}: data report", about + lengths)
         write_durably(page_path, lambda file: file.write(content.encode()))
         log(f"\nwritten   {page_path}")

@@ -2,14 +2,30 @@
 
 import re
 import sys
+from html.parser import HTMLParser
 
 import pytest
 from recorded import COMPARISON, NASTY, recorded
-from test_page import Seen
 
 import report
 from generation.row import printable
 from reports import html, runs
+
+
+class Seen(HTMLParser):
+    """Tags, attributes and text of a page."""
+
+    def __init__(self, content: str) -> None:
+        super().__init__()
+        self.tags, self.attributes, self.text = [], [], ""
+        self.feed(content)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += attributes
+
+    def handle_data(self, data):
+        self.text += data
 
 
 @pytest.fixture
@@ -41,6 +57,16 @@ def test_a_report_asks_nothing_of_the_network(two):
     assert not re.search(r"<(link|img|iframe)|@import|<script[^>]+src", content)
     assert 'name="viewport" content="width=device-width' in content
     assert "color-scheme: light dark" in content
+
+
+def test_lines_and_bars_are_text_too():
+    parts = html.rows({NASTY: [NASTY, "b"]}) + html.bars([0, 2, 0, 1])
+    seen = Seen(html.document(NASTY, parts))
+    assert seen.text.count(printable(NASTY)) == 4  # title and heading as well
+    assert "alert" not in "".join(str(value) for _, value in seen.attributes)
+    widths = [value for name, value in seen.attributes if name == "style"]
+    assert widths == ["width:100.0%", "width:50.0%"]
+    assert "4 to 7" in seen.text
 
 
 def test_without_bokeh_there_is_a_picture_and_a_word_on_how_to_get_more(two, monkeypatch):
