@@ -49,11 +49,43 @@ CASES = [
 ]
 
 
+TUNE = MEASURE.replace(
+    "model = build_transformer(V, T, C, L, H, 0.1, 4 * C)",
+    """from training import capacity
+model = capacity.outline(config, V).to_empty(device="cpu")
+with torch.no_grad():
+    for tensor in model.state_dict().values():
+        tensor.fill_(0.01) if tensor.is_floating_point() else tensor.random_(100)
+""",
+).replace(
+    '"checkpoint_activations": twice}',
+    '"checkpoint_activations": twice, "adapter": "lora", "dropout": 0.0, "optimizer": "adamw"}\n'
+    'config["base_precision"] = base',
+)
+TUNED = [
+    ((768, 12, 2, 2, 128, 50257), "bfloat16", False, "int8"),
+    *(
+        pytest.param((*sizes, 256, 50257), "bfloat16", twice, base, marks=pytest.mark.slow)
+        for sizes in ((768, 12, 12, 1), (1024, 16, 24, 1), (1280, 20, 12, 2))
+        for twice, base in ((False, "int8"), (True, "nf4"))
+    ),
+]
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 @pytest.mark.parametrize(("sizes", "precision", "twice"), CASES)
 def test_the_estimate_is_near_what_training_takes(tmp_path, run_python, sizes, precision, twice):
     case = json.dumps([sizes, precision, twice])
     done = run_python("-c", MEASURE, case, folder=tmp_path, OMP_NUM_THREADS="1")
+    assert 0.85 < float(done.stdout) < 1.15, done.stderr
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+@pytest.mark.parametrize(("sizes", "precision", "twice", "base"), TUNED)
+def test_so_it_is_beside_a_base_in_few_bits(tmp_path, run_python, sizes, precision, twice, base):
+    case = json.dumps([sizes, precision, twice])
+    program = f"base = {base!r}\n{TUNE}"
+    done = run_python("-c", program, case, folder=tmp_path, OMP_NUM_THREADS="1")
     assert 0.85 < float(done.stdout) < 1.15, done.stderr
 
 
