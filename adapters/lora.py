@@ -52,7 +52,10 @@ class LoraLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The one matrix (O, I) that does the same: the base's and what was learned."""
-        return self.base.weight + self.scale * (self.lora_B @ self.lora_A)
+        base, learned = self.base.weight, self.scale * (self.lora_B @ self.lora_A)
+        if hasattr(learned, "full_tensor") and not hasattr(base, "full_tensor"):
+            learned = learned.full_tensor()  # spread, as what is in few bits never is
+        return base + learned
 
     @property
     def bias(self) -> Tensor | None:

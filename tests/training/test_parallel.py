@@ -27,6 +27,7 @@ PARTS = "fsdp 2/model_checkpoint_step_99.sharded"
 STEPS = [Path(f"model_checkpoint_step_{step}.sharded") for step in (102, 99)]
 MUON = {**CHANGES, "optimizer": "muon", "num_epochs": 2}
 LORA = {**CHANGES, "adapter": "lora", "lora_rank": 2, "lora_dropout": 0.2, "learning_rate": 1e-2}
+FEW_BITS = {**LORA, "base_precision": "int8"}
 KILLED = {"output_dir": "killed", "faults": [{"do": "kill", "ranks": [0, 1], "step": 80}]}
 BY_FOUR = [
     {"output_dir": "ddp 4"},
@@ -95,6 +96,8 @@ def by_two() -> list[dict]:
         {"output_dir": "muon fsdp 2", **MUON, "parallel": "fsdp"},
         {"output_dir": "lora ddp 2", **LORA},
         {"output_dir": "lora fsdp 2", **LORA, "parallel": "fsdp"},
+        {"output_dir": "few bits ddp 2", **FEW_BITS},
+        {"output_dir": "few bits fsdp 2", **FEW_BITS, "parallel": "fsdp"},
     ]
     for way, seed in (("ddp", 0), ("fsdp", 1)):
         for name, changes in (("full", {}), ("apart", {"mask_documents": True})):
@@ -115,6 +118,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         lead(**CHANGES, output_dir="alone")
         lead(**MUON, output_dir="muon alone")
         lead(**LORA, output_dir="lora alone")
+        lead(**FEW_BITS, output_dir="few bits alone")
         lead(**SHORT, output_dir="short")
         lead(**SHORT, output_dir="apart", mask_documents=True)
     assert launch(2, KILLED).code != 0
@@ -139,10 +143,13 @@ def test_muon_updates_whole_matrices_wherever_their_parts_lie(home, name):
     check_same_curve(home / name, home / "muon alone")
 
 
-@pytest.mark.parametrize("name", ["lora ddp 2", "lora fsdp 2", "lora 4"])
+@pytest.mark.parametrize(
+    "name", ["lora ddp 2", "lora fsdp 2", "lora 4", "few bits ddp 2", "few bits fsdp 2"]
+)
 def test_adapters_learn_the_same_wherever_they_and_their_base_lie(home, name):
-    check_same_curve(home / name, home / "lora alone")
-    ours, theirs = (load_file(home / run / ADAPTER_FILE) for run in (name, "lora alone"))
+    alone = "lora alone" if name.startswith("lora") else "few bits alone"
+    check_same_curve(home / name, home / alone)
+    ours, theirs = (load_file(home / run / ADAPTER_FILE) for run in (name, alone))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
     learned = [weight.abs().max() for key, weight in ours.items() if "lora_B" in key]
     assert min(learned) > 1e-3
