@@ -54,6 +54,7 @@ class Learning(NamedTuple):
     num_weights: int
     moment_bytes: int
     model_bytes: int  # of all weights
+    packed_bytes: int  # of those in few bits
     has_table: bool  # whether the table learns
     has_packed_table: bool  # or is in few bits
 
@@ -73,6 +74,7 @@ class Learning(NamedTuple):
             num_weights,
             4 * num_moments,
             model_bytes=sum(tensor.nbytes for tensor in own),
+            packed_bytes=sum(tensor.nbytes for tensor in model.buffers()),
             has_table=any(weight.requires_grad for weight in table),
             has_packed_table=not table,
         )

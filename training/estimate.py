@@ -79,15 +79,18 @@ def peak_bytes(
     logits = chunk * num_rows * itemsize + B * T * C * (8 + itemsize)
     is_copied = itemsize < 4 or learns.has_packed_table
     head_copy = num_rows * C * itemsize if is_copied else 0
-    states = weights + learns.moment_bytes
+    states = weights - learns.packed_bytes + learns.moment_bytes
     gradients = 4 * learns.num_weights
     is_spread = num_devices > 1 and config["parallel"] == "fsdp"
     if is_spread:
-        root = weights - L * block.weights  # gathered for a whole update, one block after the other
+        root = (
+            weights - learns.packed_bytes - L * block.weights
+        )  # gathered for a whole update, one block after the other
         states = states // num_devices + root + 2 * block.weights
-        gradients = weights // num_devices + (4 if is_cpu else 2) * root
+        gradients = gradients // num_devices + (4 if is_cpu else 2) * root * learns.has_table
     elif num_devices > 1:
-        states += weights  # the buckets that DDP exchanges
+        states += gradients  # the buckets that DDP exchanges
+    states += learns.packed_bytes  # which every process has
     # The table's gradient is a sum of products.
     table, one_product = (num_rows * C * size * learns.has_table for size in (4, itemsize))
     in_loss = states + activations + logits + head_copy + table + one_product
