@@ -2,6 +2,7 @@
 
 python export.py --to hf DIR
 python export.py --to gguf FILE --type q8_0
+python export.py --to gguf-adapter FILE --adapter adapter
 
 What is written is read back and compared with the model: the receipt. Nothing is overwritten.
 """
@@ -18,13 +19,13 @@ from system.files import as_path, check_writable, sweep_parts
 from system.process import StopSignals, run_command
 from tokenizer import END_OF_TEXT_ID
 
-PACKAGES = {"hf": "safetensors", "gguf": "gguf"}
+PACKAGES = {"hf": "safetensors", "gguf": "gguf", "gguf-adapter": "gguf"}
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser = Parser(description="Writes a trained model for other programs.", allow_abbrev=False)
     add = parser.add_argument
-    add("--to", choices=PACKAGES, required=True, help="Hugging Face folder, or GGUF file")
+    add("--to", choices=PACKAGES, required=True, help="what to write")
     add("path", type=as_path, help="the folder or the file to write")
     add("--checkpoint", type=as_path, default=Path("final_trained_model.pt"), help="model file")
     add(
@@ -35,8 +36,10 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     )
     add("--type", choices=("f32", "f16", "q8_0"), help="how GGUF holds the matrices (f16)")
     options = parser.parse_args(arguments)
-    if options.to == "hf" and options.type:
+    if options.to != "gguf" and options.type:
         parser.error("--type is for --to gguf")
+    if options.to == "gguf-adapter" and len(options.adapter) != 1:
+        parser.error("--to gguf-adapter is for one --adapter DIR")
     return options
 
 
@@ -51,25 +54,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
     check_writable(path.parent)
     sweep_parts(path.parent)
     with StopSignals():
-        from exchange import (  # torch takes a second, which --help spares
-            adapter_files,
-            gguf_file,
-            huggingface,
-        )
-        from storage import checkpoint
+        if options.to == "gguf-adapter":
+            from exchange import adapter_files, gguf_file
 
-        state = checkpoint.load(options.checkpoint)
-        num_tokens = len(state["model_state_dict"][checkpoint.EMBEDDING])
-        if num_tokens != END_OF_TEXT_ID + 1:
-            raise ExportError(f"not GPT-2's vocabulary ({num_tokens:,} tokens): cannot export")
-        model = checkpoint.model_from(state).float()
-        adapter_files.merge_all(model, options.adapter, run_id=state.get("run_id", ""))
-        if options.to == "hf":
-            receipt = huggingface.export_huggingface(path, state, model)
+            receipt = gguf_file.export_gguf_adapter(path, adapter_files.load(options.adapter[0]))
         else:
-            receipt = gguf_file.export_gguf(path, state["config"], model, options.type or "f16")
+            receipt = written_model(options, path)
     print(f"saved     {path}\nreceipt   {receipt}")
-    print(f"context   give no program more than {model.seq_len} tokens")
+
+
+def written_model(options: argparse.Namespace, path: Path) -> str:
+    """The receipt of the model in the checkpoint, adapters merged, and which context it has."""
+    # torch takes a second to import, which --help spares
+    from exchange import adapter_files, gguf_file, huggingface
+    from storage import checkpoint
+
+    state = checkpoint.load(options.checkpoint)
+    model = checkpoint.model_from(state).float()
+    num_tokens = model.input_embedding.embedding.num_embeddings
+    if num_tokens != END_OF_TEXT_ID + 1:
+        raise ExportError(f"not GPT-2's vocabulary ({num_tokens:,} tokens): cannot export")
+    adapter_files.merge_all(model, options.adapter, run_id=state.get("run_id", ""))
+    if options.to == "hf":
+        receipt = huggingface.export_huggingface(path, state, model)
+    else:
+        receipt = gguf_file.export_gguf(path, state["config"], model, options.type or "f16")
+    return f"{receipt}\ncontext   give no program more than {model.seq_len} tokens"
 
 
 if __name__ == "__main__":

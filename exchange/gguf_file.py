@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from exchange.adapter_files import Adapter
 from exchange.bpe_files import vocabulary_and_merges
 from exchange.receipt import Logits, compare, gpt2_logits
 from model import Transformer, num_parameters
@@ -53,6 +54,45 @@ def export_gguf(
 
     def verify(part: Path) -> None:
         receipts.append(compare(model, config, type_name, partial(read_back, part)))
+
+    write_durably(path, write, verify=verify)
+    return receipts[0]
+
+
+def export_gguf_adapter(path: str | Path, adapter: Adapter) -> str:
+    """The receipt of a file for llama.cpp's --lora, which has the adapter alone."""
+    receipts: list[str] = []
+    num_layers = 1 + max(int(name.split(".")[1]) for name in adapter.factors)
+    names = {row.ours: name for name, row in rows_by_name(num_layers).items()}
+    wanted = {names[f"{name}.weight"]: pair for name, pair in adapter.factors.items()}
+
+    def write(file: BinaryIO) -> None:
+        import gguf
+
+        with closing(gguf.GGUFWriter(file.name, "gpt2")) as writer:
+            writer.add_type(gguf.GGUFType.ADAPTER)
+            writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+            writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, 1.0)  # which readers divide by r
+            for name, (down, up) in wanted.items():
+                rank = len(down)
+                writer.add_tensor(f"{name}.lora_a", down.numpy())
+                writer.add_tensor(f"{name}.lora_b", (up * adapter.scale_of(rank) * rank).numpy())
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
+
+    def verify(part: Path) -> None:
+        import gguf
+
+        found = {t.name: torch.tensor(t.data) for t in gguf.GGUFReader(part).tensors}
+        differences = [
+            (found[f"{name}.lora_b"] @ found[f"{name}.lora_a"] / len(down))
+            .sub_(adapter.scale_of(len(down)) * up @ down)
+            .abs()
+            .max()
+            for name, (down, up) in wanted.items()
+        ]
+        receipts.append(f"{len(wanted)} matrices, largest difference {max(differences):.1e}")
 
     write_durably(path, write, verify=verify)
     return receipts[0]

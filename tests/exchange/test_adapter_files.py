@@ -3,16 +3,21 @@
 import json
 import shutil
 
+import gguf
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from adapters.lora import adapt, adapter_weights, base_id
+import export
+import generate
+from adapters.lora import adapt, adapter_weights, base_id, plain_weights
 from exchange import adapter_files
 from model import build_transformer
+from storage import checkpoint
 from system.errors import WeightsError
+from system.process import run_command
 from training.settings import DEFAULTS
 from weights import huggingface_weights
 
@@ -218,3 +223,65 @@ def test_an_adapter_that_is_merged_already_is_refused(folder):
     with pytest.raises(WeightsError, match="is in the model already"):
         adapter_files.merge_all(base(), [str(folder)], run_id="a" * 32)
     adapter_files.merge_all(base(), [str(folder)], run_id="b" * 32)
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    """A checkpoint of the whole vocabulary, an adapter of it, and both merged."""
+    folder = tmp_path_factory.mktemp("a run")
+    config = {**CONFIG, "seq_len": 32}
+    torch.manual_seed(0)
+    model = checkpoint.build_model(config, 50257)
+    checkpoint.save(folder / "base.pt", {"config": config, "model_state_dict": model.state_dict()})
+    base = base_id(model)
+    adapt(model, config)
+    for name, weight in adapter_weights(model).items():
+        weight.normal_(std=0.3) if "lora_B" in name else None
+    adapter_files.save(folder / "adapter", adapter_weights(model), config, base_id=base)
+    merged = {"config": config, "model_state_dict": plain_weights(model)}
+    checkpoint.save(folder / "merged.pt", merged)
+    return folder
+
+
+def test_the_commands_write_and_export_what_is_tuned(run_folder, tmp_path, capsys):
+    texts = {}
+    for name, more in (("merged", []), ("base", ["--adapter", str(run_folder / "adapter")])):
+        given = ["--checkpoint", str(run_folder / f"{name}.pt"), *more]
+        generate.main([*given, "--prompt", "Once", "--max-new-tokens", "8", "--temperature", "0"])
+        texts[name] = capsys.readouterr().out
+        export.main(["--to", "hf", str(tmp_path / name), *given])
+    assert texts["merged"] == texts["base"]
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in texts]
+    torch.testing.assert_close(*weights, rtol=0, atol=1e-6)
+
+
+def test_a_wrong_adapter_ends_a_command_in_one_line(run_folder, capsys):
+    base = ["--checkpoint", str(run_folder / "base.pt"), "--prompt", "a"]
+    for text in ("nowhere", f"{run_folder / 'adapter'}=heavy", f"{run_folder / 'adapter'}="):
+        with pytest.raises(SystemExit) as caught:
+            run_command(lambda text=text: generate.main([*base, "--adapter", text]))
+        assert caught.value.code == 4
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: not an adapter's config")
+
+
+def test_a_gguf_adapter_says_what_llama_cpp_wants_to_know(tmp_path):
+    """Beside the weights alpha and r: it adds alpha / r B A, which is to be ours for each layer."""
+    settings = {"r": 2, "target_modules": ["c_fc", "c_attn"], "use_rslora": True}
+    theirs_on_disk(tmp_path, **settings, rank_pattern={"h.1.mlp.c_fc": 5})
+    export.main(["--to", "gguf-adapter", str(tmp_path / "a.gguf"), "--adapter", str(tmp_path)])
+    reader = gguf.GGUFReader(tmp_path / "a.gguf")
+    said = {key: reader.get_field(key).contents() for key in ("general.type", "adapter.type")}
+    assert said == {"general.type": "adapter", "adapter.type": "lora"}
+    assert reader.get_field("general.architecture").contents() == "gpt2"
+    alpha = reader.get_field("adapter.lora.alpha").contents()
+    tensors = {tensor.name: torch.tensor(tensor.data) for tensor in reader.tensors}
+    plain, model = base(), base()
+    adapter_files.merge(model, adapter_files.load(tmp_path))
+    for number in range(3):
+        for name, ours in (("attn_qkv", "attention.qkv"), ("ffn_up", "feed_forward.expand")):
+            key = f"blk.{number}.{name}.weight"
+            down, up = tensors.pop(f"{key}.lora_a"), tensors.pop(f"{key}.lora_b")
+            layers = [m.get_submodule(f"blocks.{number}.{ours}").weight for m in (model, plain)]
+            torch.testing.assert_close(alpha / len(down) * up @ down, layers[0] - layers[1])
+    assert not tensors
