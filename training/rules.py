@@ -36,7 +36,7 @@ def always(value: float) -> PowerLaw:
 
 RULES = {  # by optimizer, and for adapters
     "lora": {
-        "learning_rate": PowerLaw(3e-4, {"batch_tokens": 0.5}, 3e-5, 2e-3),
+        "learning_rate": PowerLaw(3e-3, {"width": -1.0}, 1e-4, 1e-2),
         "weight_decay": always(0.0),
         "dropout": always(0.1),
     },
