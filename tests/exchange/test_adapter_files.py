@@ -250,6 +250,7 @@ def test_the_commands_write_and_export_what_is_tuned(run_folder, tmp_path, capsy
         generate.main([*given, "--prompt", "Once", "--max-new-tokens", "8", "--temperature", "0"])
         texts[name] = capsys.readouterr().out
         export.main(["--to", "hf", str(tmp_path / name), *given])
+        assert "largest logit difference" in capsys.readouterr().out
     assert texts["merged"] == texts["base"]
     weights = [load_file(tmp_path / name / "model.safetensors") for name in texts]
     torch.testing.assert_close(*weights, rtol=0, atol=1e-6)

@@ -23,11 +23,9 @@ def test_a_power_law_is_its_base_at_the_default_and_stays_within_its_bounds():
     assert law({**DEFAULT_RUN, "width": 256 * 10_000}) == 1e-4
 
 
-@pytest.mark.parametrize("optimizer", sorted(RULES))
-def test_auto_becomes_numbers_that_the_checkpoint_holds_and_a_resume_keeps(
-    place, capsys, optimizer
-):
-    given = {**ALL_AUTO, "optimizer": optimizer, "max_steps": 4}
+@pytest.mark.parametrize("name", sorted(RULES))
+def test_auto_becomes_numbers_that_the_checkpoint_holds_and_a_resume_keeps(place, capsys, name):
+    given = {**ALL_AUTO, "adapter" if name == "lora" else "optimizer": name, "max_steps": 4}
     config = config_of(train_quickly(given))
     said = capsys.readouterr().out
     for key in ALL_AUTO:
