@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from training.engines import spread, whole
 
-MOMENTUM = 0.95  # Jordan et al. 2024, with Nesterov's look ahead
+MOMENTUM = 0.9  # with Nesterov's look ahead (Jordan et al. 2024: 0.95, for longer runs)
 LIKE_ADAMW = 0.2  # root mean square of AdamW's updates: rates carry over (Liu et al. 2025)
 AT_ONCE = 8  # parameters that are updated together: more would only take more memory
 LEAST = 1e-7  # norm
@@ -39,14 +39,19 @@ class Muon(torch.optim.AdamW):
         super().step()  # passes over what has no gradient
 
     def update_matrices(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
-        """Updates the parameters, and drops their gradients."""
+        """Updates the parameters, and drops their gradients.
+
+        Weights decay where the update makes them smaller too (Chen et al. 2025).
+        """
         directions = torch.stack([whole(self.direction(parameter)) for parameter in parameters])
         matrices = directions.unflatten(1, (group["num_parts"], -1)).flatten(0, 1)  # (N, R, C)
         updates = orthogonalized(matrices).view_as(directions)
         size = group["lr"] * LIKE_ADAMW * max(matrices.shape[1:]) ** 0.5
         for parameter, update in zip(parameters, updates, strict=True):
-            parameter.mul_(1 - group["lr"] * group["weight_decay"])
-            parameter.sub_(spread(update, parameter), alpha=size)
+            own = spread(update, parameter)
+            shrinks = (own * parameter).gt_(0)
+            parameter.addcmul_(parameter, shrinks, value=-group["lr"] * group["weight_decay"])
+            parameter.sub_(own, alpha=size)
             parameter.grad = None
 
     def direction(self, parameter: nn.Parameter) -> Tensor:

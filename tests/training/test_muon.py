@@ -50,13 +50,17 @@ def test_matrices_of_blocks_are_updated_as_torchs_muon_updates_them(model, monke
     matrices = [(p, 3 if "qkv" in n else 1) for n, p in theirs.blocks.named_parameters()]
     matrices = [(p, num_parts) for p, num_parts in matrices if p.dim() == 2]
     parts = [nn.Parameter(part) for p, number in matrices for part in p.detach().chunk(number)]
-    optimizer = torch.optim.Muon(parts, lr=RATE, weight_decay=DECAY, adjust_lr_fn="match_rms_adamw")
+    how = {"momentum": muon.MOMENTUM, "adjust_lr_fn": "match_rms_adamw", "weight_decay": 0.0}
+    optimizer = torch.optim.Muon(parts, lr=RATE, **how)
     for seed in range(NUM_UPDATES):
         set_gradients(theirs, seed=seed)
         gradients = [part for p, number in matrices for part in p.grad.chunk(number)]
         for part, gradient in zip(parts, gradients, strict=True):
             part.grad = gradient
+        before = [part.detach().clone() for part in parts]
         optimizer.step()
+        for part, old in zip(parts, before, strict=True):
+            part.data -= RATE * DECAY * old * ((old - part) * old > 0)  # where it shrinks anyway
     for name, expected in theirs.blocks.named_parameters():
         if expected.dim() == 2:
             # float32, sums of 20 terms in another order
