@@ -20,11 +20,12 @@ SIZES = (  # width, depth
     *((32, 1), (64, 1), (64, 2), (96, 2), (128, 2), (128, 3), (192, 3), (256, 4), (320, 5)),
     *((384, 6), (512, 8), (640, 10), (768, 12), (1024, 16)),
 )
-BATCH_TOKENS, MOST_UPDATES = 1024, 4000  # beyond so many, batches are larger
+BATCH_TOKENS, MOST_TOKENS = 1024, 8 * 10**6  # beyond so many, batches are larger
 TRAINING = 0.85  # of the time: the rest is the start, evaluations and writes
-# Of the loss what parameters and tokens lower (Hoffmann et al. 2022), and how often tokens may come
-# again until that is worth nothing (Muennighoff et al. 2023).
-A, ALPHA, B, BETA, PASSES = 406.4, 0.34, 410.7, 0.28, 15.4
+# What parameters and tokens take off the loss, and how fast tokens that come again lose worth: the
+# forms of Hoffmann et al. 2022 and Muennighoff et al. 2023, fitted to small runs (docs/recipe.md).
+A, ALPHA, B, BETA, PASSES = 11.3, 0.34, 1117, 0.5, 2
+WORTHLESS = 5 * PASSES  # so often, and tokens have no worth left
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def planned(
     minutes = config["max_minutes"]
     seq_len = min(256 if minutes >= 60 else 128, max(64, 2 ** (half - 1).bit_length()))
     context = {"seq_len": seq_len, "stride": seq_len // 2, "batch_size": BATCH_TOKENS // seq_len}
-    config = {**config, **context, "grad_accum_steps": 1}
+    config = {**config, **context}
     sizes = list(measured(config, corpus, machine))
     best = min(sizes, key=lambda size: size.excess)
     lines = [
@@ -71,7 +72,7 @@ def planned(
         ),
         f"          speeds of {len(sizes)} sizes were measured here, nats follow from the rule",
         f"          {A:g} / parameters^{ALPHA:g} + {B:g} / tokens^{BETA:g}, for which the same",
-        f"          tokens again are worth less, after {PASSES:g} times hardly any: {advice(best)}",
+        f"          tokens again are worth less, after {WORTHLESS} times nothing: {advice(best)}",
         f"          context {seq_len}: half of the documents have up to {half:,} tokens",
         f"next      {command(options, {'max_minutes': f'{minutes:g}', **changes(best, context)})}",
     ]
@@ -97,7 +98,7 @@ def measured(config: dict[str, Any], corpus: Corpus, machine: Machine) -> Iterat
 def seconds_a_token(config: dict[str, Any], num_rows: int, machine: Machine) -> float:
     """Of the fastest of a few updates of such a model, by tokens without sense."""
     learner = Learner(checkpoint.build_model(config, num_rows).to(machine.device), machine, config)
-    size = config["batch_size"], config["seq_len"]
+    size = config["batch_size"] * config["grad_accum_steps"], config["seq_len"]
     ids = torch.arange(math.prod(size), device=machine.device).view(size) % num_rows
     times = []
     for _ in range(4):
@@ -120,13 +121,13 @@ def around(best: Size, sizes: list[Size]) -> list[Size]:
 
 def advice(best: Size) -> str:
     """What the passes over the text say of it."""
-    if best.num_passes > PASSES:
+    if best.num_passes > WORTHLESS:
         return "more text would help"
     return "it still pays here" if best.num_passes > 1 else "here there is text enough"
 
 
 def changes(best: Size, context: dict[str, int]) -> dict[str, int]:
     """The config's keys that the plan decides; very many updates become fewer, larger ones."""
-    doublings = max(0, math.ceil(math.log2(best.num_tokens / BATCH_TOKENS / MOST_UPDATES)))
+    doublings = max(0, math.ceil(math.log2(best.num_tokens / MOST_TOKENS)))
     batch_size = context["batch_size"] * 2**doublings
     return {**shape(best.width, best.depth), **context, "batch_size": batch_size}
