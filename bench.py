@@ -15,6 +15,7 @@ from benchmarks import processes, record
 from benchmarks import train_peers as who
 from benchmarks.generate_peers import ENGINES, writing
 from benchmarks.gpu import measure_gpu
+from benchmarks.minutes import measure_minutes
 from benchmarks.recipe import measure_recipes
 from benchmarks.turns import Contestant, Rows, Task, take_turns
 from system.command_line import Parser
@@ -177,6 +178,7 @@ PARTS = {  # what measures; the shape and the steps if the command line names no
     "generate": (generate, "gpt2-small", 3),
     "agreement": (agreement, "default", 200),
 }
+OF_TEXTS = {"recipe": measure_recipes, "minutes": measure_minutes}
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -185,7 +187,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         f"{name}: {measure.__doc__} By default --shape {shape} --steps {steps}."
         for name, (measure, shape, steps) in PARTS.items()
     ]
-    parts += [f"gpu: {measure_gpu.__doc__}", f"recipe TEXT...: {measure_recipes.__doc__}"]
+    parts += [f"gpu: {measure_gpu.__doc__}"]
+    parts += [f"{name} TEXT...: {measure.__doc__}" for name, measure in OF_TEXTS.items()]
     parts += [f"compare OLD NEW: {record.compare.__doc__}"]
     parser = Parser(
         prog="bench.py",
@@ -195,14 +198,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("part", choices=[*PARTS, "gpu", "recipe", "compare"], help="what is measured")
-    add("files", nargs="*", type=as_path, help="compare: two that --json wrote; recipe: texts")
+    add("part", choices=[*PARTS, "gpu", *OF_TEXTS, "compare"], help="what is measured")
+    add("files", nargs="*", type=as_path, help="compare: two that --json wrote; else texts")
     add("--json", type=as_path, metavar="FILE", help="where the numbers go as well")
     add("--shape", choices=SHAPES, help="model and batch to start from")
     add("--seeds", type=int, metavar="N", help="recipe: runs of each kind, default: 1")
     add("--processes", action="store_true", help="scaling: one a core beside one for all cores")
     add("--compiled", action="store_true", help="train: torch.compile'd rows as well")
-    add("--nanogpt", type=as_path, metavar="DIR", help="train: this checkout of nanoGPT takes part")
+    add("--nanogpt", type=as_path, metavar="DIR", help="train, minutes: this checkout takes part")
     add("--only", metavar="PATTERN", help="rows whose names this regular expression finds")
     add("--max-seconds", type=float, help="end after them with the rows that are done")
     for name, default in OPTIONS.items():
@@ -240,8 +243,8 @@ def task_of(given: dict[str, Any], shape: str, steps: int) -> Task:
 def main(arguments: Sequence[str] | None = None) -> None:
     given = vars(parse(arguments))
     part, files, path = given.pop("part"), given.pop("files", []), given.pop("json", None)
-    if part == "recipe":
-        measure_recipes(given, files, path)
+    if part in OF_TEXTS:
+        OF_TEXTS[part](given, files, path)
         return
     if "seeds" in given:
         raise ConfigError(f"command line: {part} and --seeds: only recipe takes it")
