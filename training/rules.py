@@ -47,7 +47,7 @@ RULES = {  # by optimizer, and for adapters
     },
     "muon": {
         "learning_rate": PowerLaw(5.7e-3, {"width": -0.5, "batch_tokens": 0.5}, 1e-4, 3e-2),
-        "weight_decay": PowerLaw(3.0, {"tokens_per_parameter": -1.0}, 0.1, 6.0),
+        "weight_decay": PowerLaw(3.0, {"tokens_per_parameter": -1.75}, 0.1, 6.0),
         "dropout": PowerLaw(0.2, {"tokens_per_parameter": -0.5}, 0.0, 0.3),
     },
 }
