@@ -163,6 +163,16 @@ float scale_of(const T* slot, int64_t D) {
   return is_whole<T> ? power_of_two(int32_t(slot[D])) : 1;
 }
 
+constexpr int SUMS = 64;  // that a processor keeps in registers
+
+template <class T, int N>
+void mix(const float* weights, const T* values, int64_t size, int64_t slot, float* mixed) {
+  float sums[N] = {};
+  for (int64_t i = 0; i < size; i++)
+    for (int d = 0; d < N; d++) sums[d] += weights[i] * float(values[i * slot + d]);
+  std::copy(sums, sums + N, mixed);
+}
+
 // softmax(query keys^T) values over `size` slots; `weights` has room for as many.
 template <class T>
 void attend(const float* query, const T* keys, const T* values, int64_t size, int64_t D,
@@ -176,11 +186,10 @@ void attend(const float* query, const T* keys, const T* values, int64_t size, in
   }
 #pragma omp simd reduction(+ : sum)
   for (int64_t i = 0; i < size; i++) sum += weights[i] = exponential(weights[i] - highest);
-  std::fill(mixed, mixed + D, 0.0f);
-  for (int64_t i = 0; i < size; i++) {
-    const float weight = weights[i] * scale_of(values + i * slot, D) / sum;
-    for (int64_t d = 0; d < D; d++) mixed[d] += weight * float(values[i * slot + d]);
-  }
+  for (int64_t i = 0; i < size; i++) weights[i] *= scale_of(values + i * slot, D) / sum;
+  int64_t d = 0;
+  for (; d + SUMS <= D; d += SUMS) mix<T, SUMS>(weights, values + d, size, slot, mixed + d);
+  for (; d < D; d++) mix<T, 1>(weights, values + d, size, slot, mixed + d);
 }
 
 // x (R, C) becomes the final states; token r stands in `rows[r]` of the cache at `positions[r]`.
