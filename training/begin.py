@@ -17,7 +17,7 @@ from corpus.vocabulary import Vocabulary
 from model import Transformer
 from storage import checkpoint, run_folder, sharded
 from system.errors import CheckpointError, ConfigError, DataError
-from system.machine import Machine, choose_device, tune_process
+from system.machine import Machine, choose_device, trim_heap, tune_process
 from system.process import log, warn
 from tokenizer import END_OF_TEXT_ID, TABLE_SHA256, GPT2Tokenizer
 from training import capacity, origin, store
@@ -26,7 +26,6 @@ from training.description import as_text, environment, rows_about, title
 from training.estimate import resident_bytes
 from training.estimate import table as estimate_table
 from training.learner import Learner
-from training.memory import free_caches
 from training.plan import planned
 from training.processes import ALONE, Processes
 from training.progress import last_step
@@ -132,11 +131,11 @@ def assembled(
         capacity.check_disk(config, corpus, run_id=start.state.get("run_id"))
     is_spread = team.is_launched and config["parallel"] == "fsdp"  # block by block, to the device
     first_home = replace(machine, device=torch.device("cpu")) if is_spread else machine
-    free_caches()  # the machine was measured
+    trim_heap()  # the machine was measured
     resident = resident_bytes(machine)
     model = adapt(start.build_model(config, corpus.vocabulary, first_home), config)
     capacity.shrink(model, config)
-    free_caches()  # a float32 matrix came and went
+    trim_heap()  # a float32 matrix came and went
     if config["adapter"] and start.path:
         origin.restore_adapters(model, start.path, start.state)
     base = base_id(model)  # while one process has all of it

@@ -81,7 +81,8 @@ def wanted(config: dict[str, Any], options: dict[str, Any]) -> Wanted:
     config = {key: plain(value) for key, value in config.items()}
     check({**config, **options})
     asked = Wanted({**DEFAULTS, **config}, options)
-    useless = [f"--{key} {why}" for key, why in without_effect(asked.config) if key in options]
+    changed = {key for key, value in options.items() if value != DEFAULTS[key]}
+    useless = [f"--{key} {why}" for key, why in without_effect(asked.config) if key in changed]
     if useless:
         raise ConfigError("command line: " + "; ".join(useless))
     return asked
