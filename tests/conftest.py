@@ -67,6 +67,8 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The file that takes longest comes first: beside it one process runs many others."""
+    items.sort(key=lambda item: item.path.name != "test_parallel.py")
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

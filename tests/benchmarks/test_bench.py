@@ -71,6 +71,7 @@ def measured(monkeypatch, capsys):
     return rows
 
 
+@pytest.mark.slow
 def test_train_compares_ours_with_every_peer_and_the_floor(tmp_path, run_python):
     (tmp_path / "model.py").write_text(NANOGPT)
     result = run_python(bench.__file__, "train", *TINY, "--nanogpt", tmp_path, folder=tmp_path)

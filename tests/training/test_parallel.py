@@ -27,7 +27,7 @@ PARTS = "fsdp 2/model_checkpoint_step_99.sharded"
 STEPS = [Path(f"model_checkpoint_step_{step}.sharded") for step in (102, 99)]
 MUON = {**CHANGES, "optimizer": "muon", "num_epochs": 2}
 LORA = {**CHANGES, "adapter": "lora", "lora_rank": 2, "lora_dropout": 0.2, "learning_rate": 1e-2}
-FEW_BITS = {**LORA, "base_precision": "int8"}
+FEW_BITS = {**LORA, "base_precision": "int8", "num_epochs": 4}
 KILLED = {"output_dir": "killed", "faults": [{"do": "kill", "ranks": [0, 1], "step": 80}]}
 BY_FOUR = [
     {"output_dir": "ddp 4"},
