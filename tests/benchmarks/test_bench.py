@@ -196,6 +196,7 @@ def dying(task: Task, machine: Machine):
     os._exit(1)
 
 
+@pytest.mark.slow
 def test_contestants_take_turns_and_the_broken_ones_are_left_out(tmp_path, capsys):
     path, task = tmp_path / "turns", replace(TASK, steps=3)
     first, second = (partial(writer, path=path, name=name) for name in "ab")
@@ -255,6 +256,7 @@ def test_types_agree_and_their_losses_fall(measured):
     assert {float(row["loss"]) < 10.82 for row in rows} == {True}  # ln 50257 = 10.825
 
 
+@pytest.mark.slow
 def test_records_are_compared_row_by_row(tmp_path, measured, capsys):
     paths = [tmp_path / f"{name}.json" for name in ("old", "new")]
     for path in paths:
@@ -279,6 +281,7 @@ def test_a_file_that_is_no_record_is_refused(tmp_path, text):
         record.load(path)
 
 
+@pytest.mark.slow
 def test_gpu_goes_on_after_parts_that_fail_or_take_too_long(tmp_path, monkeypatch, capsys):
     parts = {"Slow": ("loss --only ^ours$", 600), "Wrong": ("train --only (", 600)}
     monkeypatch.setattr(gpu, "TESTS", {"Tests": ("-m pytest --version", 600)})

@@ -118,6 +118,7 @@ def test_a_plot_that_cannot_be_written_is_a_warning(place, monkeypatch, capsys):
         assert f"warning: no {name}: Permission denied" in notes
 
 
+@pytest.mark.slow
 def test_a_reader_never_meets_half_a_checkpoint(tmp_path):
     path = tmp_path / "model.pt"
     checkpoint.save(path, tiny_state(0))

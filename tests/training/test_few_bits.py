@@ -23,7 +23,9 @@ pytestmark = pytest.mark.usefixtures("place")
 
 
 @pytest.mark.parametrize("precision", FORMATS)
-@pytest.mark.parametrize("changes", [LORA, WHOLE], ids=["lora", "frozen"])
+@pytest.mark.parametrize(
+    "changes", [LORA, pytest.param(WHOLE, marks=pytest.mark.slow)], ids=["lora", "frozen"]
+)
 def test_stopped_and_resumed_it_is_the_run_that_never_stopped(
     place, monkeypatch, changes, precision
 ):

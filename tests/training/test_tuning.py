@@ -43,7 +43,7 @@ def start_weights(folder: Path, seed: int = 7) -> Path:
 
 
 @pytest.mark.parametrize("changes", [LORA, {**LORA, "optimizer": "muon"}, WHOLE])
-@pytest.mark.parametrize("average", ["", "ema"])
+@pytest.mark.parametrize("average", [pytest.param("", marks=pytest.mark.slow), "ema"])
 def test_stopped_and_resumed_it_is_the_run_that_never_stopped(place, monkeypatch, changes, average):
     changes = {**changes, "average_weights": average}
     expected = fingerprint(train_quickly(**changes))
