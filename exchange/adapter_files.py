@@ -96,6 +96,8 @@ def load(path: str | Path) -> Adapter:
     """The adapter in a folder; WeightsError says what is wrong with it, or not supported here."""
     path = as_path(path)
     config_path, weights_path = path / ADAPTER_CONFIG, path / ADAPTER_WEIGHTS
+    if not config_path.exists():
+        raise WeightsError(f"no adapter there ({config_path} is missing): name its folder")
     config = read_object(config_path, "an adapter's config")
     others = {key: config.get(key) for key in CANNOT if config.get(key)}
     for key, usual in (("peft_type", ("LORA",)), ("bias", ("none", None))):

@@ -8,11 +8,18 @@ from pathlib import Path
 from generation.row import printable
 from reports.history import History
 from storage.checkpoint import FINAL_NAME
-from storage.run_folder import COMPARISON_NAME, HISTORY_NAME, PLOT_NAME, REPORT_NAME
+from storage.run_folder import (
+    ADAPTER_NAME,
+    COMPARISON_NAME,
+    HISTORY_NAME,
+    PLOT_NAME,
+    REPORT_NAME,
+)
 from system.process import is_open, log
 
 FILES = {  # what a run leaves for people, in the order of the last table
     FINAL_NAME: "the model of the best evaluation",
+    ADAPTER_NAME: "what was learned alone, for programs that have the rest",
     REPORT_NAME: "curves, samples, data and settings, for a browser",
     PLOT_NAME: "losses, perplexity and learning rate",
     COMPARISON_NAME: "which way of sampling writes most like the text",

@@ -177,7 +177,7 @@ def cut_rank(folder):
 
 
 FAULTS = {
-    "no config": (lambda f: (f / "adapter_config.json").unlink(), "not an adapter's config"),
+    "no config": (lambda f: (f / "adapter_config.json").unlink(), "no adapter there"),
     "no weights": (lambda f: (f / "adapter_model.safetensors").unlink(), "no such file"),
     "no JSON": (write("adapter_config.json", b"{"), "not an adapter's config"),
     "a list": (write("adapter_config.json", b"[]"), "it holds a list"),
@@ -263,7 +263,7 @@ def test_a_wrong_adapter_ends_a_command_in_one_line(run_folder, capsys):
             run_command(lambda text=text: generate.main([*base, "--adapter", text]))
         assert caught.value.code == 4
         (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith("error: not an adapter's config")
+        assert line.startswith("error: no adapter there")
 
 
 def test_a_gguf_adapter_says_what_llama_cpp_wants_to_know(tmp_path):
