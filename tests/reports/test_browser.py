@@ -81,6 +81,7 @@ def test_the_live_page_follows_the_run(window, tmp_path, monkeypatch):
         with (tmp_path / "history.jsonl").open("a") as file:
             file.write(json.dumps({"step": 7777, "tokens": 99_999, "sample": "the newest"}) + "\n")
         window.get_by_text("the newest").wait_for()
+        assert window.get_by_text("the newest").is_visible()
         window.goto("about:blank")
         server.shutdown()
         thread.join()

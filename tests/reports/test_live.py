@@ -1,10 +1,10 @@
 """The live report serves one page to this machine alone, and that page follows the run."""
 
-import http.client
 import json
 import threading
 
 import pytest
+from asking import ask
 from recorded import recorded
 
 from reports import live
@@ -21,15 +21,6 @@ def served(tmp_path):
         yield server.server_address[1]
         server.shutdown()
         thread.join()
-
-
-def ask(port: int, path: str = "/", method: str = "GET", **headers: str):
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    connection.request(method, path, headers=headers)
-    answer = connection.getresponse()
-    content = answer.read().decode()
-    connection.close()
-    return answer, content
 
 
 def test_the_page_is_the_report_and_may_fetch_nothing_but_its_state(served):

@@ -1,7 +1,6 @@
 """The playground writes what `generate` writes, colours it, and answers this machine alone."""
 
 import asyncio
-import http.client
 import json
 import os
 import re
@@ -19,6 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from asking import ask
 from tiny_model import SIZES
 
 from generation.options import OPTIONS
@@ -209,15 +209,6 @@ def port(shelf):
     socket.close()
 
 
-def ask(port: int, path: str = "/", method: str = "GET", body=None, **headers: str):
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
-    connection.request(method, path, body, headers)
-    answer = connection.getresponse()
-    content = answer.read().decode()
-    connection.close()
-    return answer, content
-
-
 def test_the_page_is_served_with_a_policy_and_says_nothing_of_others(port):
     answer, content = ask(port)
     assert answer.status == 200
@@ -369,6 +360,9 @@ def test_a_browser_sees_a_text_grow_until_stop_and_the_next_one(window, port, mo
     window.get_by_role("button", name="Stop").click()
     window.get_by_label("number input for max new tokens").fill("3")
     done = window.get_by_text("seed 7, 3 tokens")
-    while not done.is_visible():  # a click counts once the stop has come back
+    for _ in range(200):  # a click counts once the stop has come back
+        if done.is_visible():
+            break
         window.get_by_role("button", name="Write", exact=True).click()
         window.wait_for_timeout(300)
+    assert done.is_visible()
