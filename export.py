@@ -70,7 +70,7 @@ def written_model(options: argparse.Namespace, path: Path) -> str:
     from storage import checkpoint
 
     state = checkpoint.load(options.checkpoint)
-    model = checkpoint.model_from(state).float()
+    model = checkpoint.model_from(state, options.checkpoint).float()
     num_tokens = model.input_embedding.embedding.num_embeddings
     if num_tokens != END_OF_TEXT_ID + 1:
         raise ExportError(f"not GPT-2's vocabulary ({num_tokens:,} tokens): cannot export")

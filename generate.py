@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         state, model = {}, official(options.model).build_model()
     else:
         state = checkpoint.load(options.checkpoint)
-        model = checkpoint.model_from(state)
+        model = checkpoint.model_from(state, options.checkpoint)
     if options.adapter:
         from exchange.adapter_files import merge_all
 

@@ -69,7 +69,7 @@ class Shelf:
             model = self.official[source]()
         else:
             state = checkpoint.load(source)
-            model = checkpoint.model_from(state)
+            model = checkpoint.model_from(state, source)
             title += f", step {state['step']:,}" if "step" in state else ""
         model = prepared(model, self.precision, self.device)
         return title, TextGenerator(model, GPT2Tokenizer())

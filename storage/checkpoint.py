@@ -245,12 +245,15 @@ def undrawn() -> Iterator[None]:
         yield
 
 
-def model_from(state: dict[str, Any]) -> Transformer:
-    """The model that a checkpoint's state describes, in evaluation mode."""
+def model_from(state: dict[str, Any], path: str | Path = "this state") -> Transformer:
+    """The model that a checkpoint's state describes, in evaluation mode.
+
+    CheckpointError, which names the `path` of the state, where it has adapters alone.
+    """
     if BASE in state:
         raise CheckpointError(
-            "the file has adapters alone, not the model that they stand beside "
-            f"(step {state.get('step')}): python train.py --resume goes on with it, and "
+            f"adapters alone, not the model that they stand beside ({path}): "
+            "python train.py --resume goes on with them, and "
             f"{FINAL_NAME} is whole"
         )
     weights = state["model_state_dict"]
@@ -262,4 +265,4 @@ def model_from(state: dict[str, Any]) -> Transformer:
 
 def load_model(path: str | Path) -> Transformer:
     """The model in a checkpoint file or run folder, on the CPU and in evaluation mode."""
-    return model_from(load(path))
+    return model_from(load(path), path)
