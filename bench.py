@@ -207,7 +207,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--compiled", action="store_true", help="train: torch.compile'd rows as well")
     add("--nanogpt", type=as_path, metavar="DIR", help="train, minutes: this checkout takes part")
     add("--only", metavar="PATTERN", help="rows whose names this regular expression finds")
-    add("--max-seconds", type=float, help="end after them with the rows that are done")
+    add("--max-seconds", type=float, help="recipe, minutes: of a training; else the end")
     for name, default in OPTIONS.items():
         values = " or ".join(dict.fromkeys(str(getattr(shape, name)) for shape in SHAPES.values()))
         add(f"--{name.replace('_', '-')}", type=type(default), help=f"default: {values}")

@@ -55,26 +55,32 @@ def measure_minutes(given: dict[str, Any], texts: Sequence[Path], path: Path | N
     for text in texts or [PROJECT / "example.txt"]:
         corpus = read_corpus({**DEFAULTS, "data": str(text)}, GPT2Tokenizer(), share_rows=True)
         for name, train in contestants.items():
-            loss = train(corpus, seconds)
+            loss, used = train(corpus, seconds)
             bits = loss * (len(corpus.val_ids) - 1) / math.log(2) / corpus.num_val_bytes
-            rows[name] |= {f"{text.stem}, nats a token": loss, f"{text.stem}, bits a byte": bits}
+            found = {"seconds": used, "nats a token": loss, "bits a byte": bits}
+            rows[name] |= {f"{text.stem}, {what}": number for what, number in found.items()}
             log(f"{name}: {rows[name]}")
     print(record.table(rows))
     if path:
         record.save(path, {"part": "minutes", "seconds": seconds, "rows": rows})
 
 
-def ours(corpus: Corpus, seconds: float) -> float:
-    """Of `python train.py` with so much time for all of it, start and reading included."""
+def ours(corpus: Corpus, seconds: float) -> tuple[float, float]:
+    """Of `python train.py` with so much time for all of it, start and reading included.
+
+    Here and below: the held-out loss, and the seconds that were used.
+    """
     with TemporaryDirectory() as folder:
         options = {"data": corpus.path, "output_dir": folder, "max_minutes": seconds / 60}
         options |= {"eval_tokens": 10**9, "sample_tokens": 0, "patience": 0}
         command = [str(part) for key, value in options.items() for part in (f"--{key}", value)]
+        start = time.perf_counter()
         run([sys.executable, str(PROJECT / "train.py"), *command])
-        return load(Path(folder) / FINAL_NAME)["history"]["evaluations"][-1]["loss"]
+        used = time.perf_counter() - start
+        return load(Path(folder) / FINAL_NAME)["history"]["evaluations"][-1]["loss"], used
 
 
-def nanogpt(corpus: Corpus, seconds: float, *, checkout: Path) -> float:
+def nanogpt(corpus: Corpus, seconds: float, *, checkout: Path) -> tuple[float, float]:
     """Of a nanoGPT checkout with its recipe for processors: the updates that there is time for."""
     with TemporaryDirectory() as folder:
         home = Path(folder, "nanoGPT")
@@ -83,24 +89,26 @@ def nanogpt(corpus: Corpus, seconds: float, *, checkout: Path) -> float:
         for name, ids in (("train", corpus.train_ids[:]), ("val", corpus.val_ids)):
             np.asarray(ids).astype(np.uint16).tofile(home / "data" / "text" / f"{name}.bin")
 
-        def train(num_steps: int) -> str:
+        def train(num_steps: int) -> list[float]:
+            """Seconds of each update but the first and the last, beside which it evaluates."""
             steps = dict.fromkeys(("max_iters", "lr_decay_iters", "eval_interval"), num_steps)
             options = {"dataset": "text", "log_interval": 1, **NANOGPT, **steps}
             words = [f"--{key}={value}" for key, value in options.items()]
             command = [sys.executable, "train.py", "config/train_shakespeare_char.py", *words]
-            return run(command, cwd=home)
+            times = re.findall(r"iter \d+: .*time ([\d.]+)ms", run(command, cwd=home))
+            return [float(milliseconds) / 1e3 for milliseconds in times[1:-1]]
 
-        times = [float(ms) for ms in re.findall(r"iter \d+: .*time ([\d.]+)ms", train(PACED_STEPS))]
-        train(round(1e3 * seconds / np.median(times[1:-1])))  # the first and the last evaluate
+        used = sum(train(round(seconds / np.median(train(PACED_STEPS)))))
         path = next(home.glob("out*/ckpt.pt"))
         found = torch.load(path, map_location="cpu", weights_only=True)
         theirs = runpy.run_path(str(home / "model.py"))
     model = theirs["GPT"](theirs["GPTConfig"](**found["model_args"]))
     model.load_state_dict(found["model"])
-    return mean_loss(lambda x, y: model(x, y)[0], model, corpus.val_ids, model.config.block_size)
+    val_ids, seq_len = corpus.val_ids, model.config.block_size
+    return mean_loss(lambda x, y: model(x, y)[0], model, val_ids, seq_len), used
 
 
-def trainer(corpus: Corpus, seconds: float) -> float:
+def trainer(corpus: Corpus, seconds: float) -> tuple[float, float]:
     """Of transformers' Trainer with its defaults, on a GPT-2 of our default shapes."""
     from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
@@ -121,10 +129,9 @@ def trainer(corpus: Corpus, seconds: float) -> float:
             teacher.train()
         return model, time.perf_counter() - start
 
-    train(2)
-    pace = train(PACED_STEPS)[1] / PACED_STEPS
-    model = train(round(seconds / pace))[0]
-    return mean_loss(lambda x, y: model(x).logits, model, corpus.val_ids, seq_len)
+    few, more = (train(num_steps)[1] for num_steps in (2, 2 + PACED_STEPS))
+    model, used = train(round(seconds * PACED_STEPS / (more - few)))
+    return mean_loss(lambda x, y: model(x).logits, model, corpus.val_ids, seq_len), used
 
 
 def mean_loss(

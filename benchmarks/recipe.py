@@ -39,24 +39,32 @@ COMMON = {"eval_tokens": 10**9, "sample_tokens": 0, "patience": 0}  # all of the
 
 
 def measure_recipes(given: dict[str, Any], texts: Sequence[Path], path: Path | None) -> None:
-    """Validation loss, its spread and minutes of each recipe on each text, as a table."""
+    """Validation loss of each recipe on each text: median and spread over seeds, and minutes.
+
+    Each run has its epochs, or --max-seconds for all of it. Recipes take turns.
+    """
     num_seeds, only = given.pop("seeds", 1), given.pop("only", "")
+    seconds = given.pop("max_seconds", None)
+    time_limit = {} if seconds is None else {"max_minutes": seconds / 60}
     chosen = {name: changes for name, changes in RECIPES.items() if only in name}
     problems = [f"recipe takes no --{name.replace('_', '-')}" for name in given]
     problems += [f"seeds={num_seeds} is not a whole number >= 1"] if num_seeds < 1 else []
+    problems += [] if seconds is None or seconds > 0 else [f"max_seconds={seconds} is not above 0"]
     problems += [] if chosen else [f"only={only} is in none of: {', '.join(RECIPES)}"]
     if problems:
         raise ConfigError("command line: " + "; ".join(problems))
-    rows: Rows = {}
-    for name, changes in chosen.items():
-        rows[name] = {}
-        for text in texts or [PROJECT / "example.txt"]:
-            runs = [outcome(text, {**changes, "seed": 42 + n}) for n in range(num_seeds)]
-            losses, minutes = zip(*runs, strict=True)
-            rows[name] |= {f"{text.stem}, loss": statistics.mean(losses)}
-            rows[name] |= {f"{text.stem}, spread": max(losses) - min(losses)}
-            rows[name] |= {f"{text.stem}, minutes": statistics.mean(minutes)}
-            log(f"{name}: {rows[name]}")
+    rows: Rows = {name: {} for name in chosen}
+    for text in texts or [PROJECT / "example.txt"]:
+        runs: dict[str, list[tuple[float, float]]] = {name: [] for name in chosen}
+        for seed in range(42, 42 + num_seeds):
+            for name, changes in chosen.items():
+                runs[name].append(outcome(text, {**time_limit, **changes, "seed": seed}))
+                log(f"{text.stem}, {name}, seed {seed}: loss, minutes {runs[name][-1]}")
+        for name in chosen:
+            losses, minutes = zip(*runs[name], strict=True)
+            found = {"loss": statistics.median(losses), "spread": max(losses) - min(losses)}
+            found["minutes"] = statistics.median(minutes)
+            rows[name] |= {f"{text.stem}, {what}": number for what, number in found.items()}
     print(record.table(rows))
     if path:
         record.save(path, {"part": "recipe", "rows": rows})

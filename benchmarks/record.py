@@ -15,7 +15,7 @@ from system.files import write_durably
 
 ROOT = Path(__file__).parent.parent
 CPU_INFO = Path("/proc/cpuinfo")
-FORMATS = {  # of the columns; the others are rates, as tokens/s is
+FORMATS = {  # of the columns that end so; the others are rates, as tokens/s is
     "milliseconds": ",.1f",
     "first step, s": ".1f",
     "peak memory, GB": ".2f",
@@ -26,6 +26,10 @@ FORMATS = {  # of the columns; the others are rates, as tokens/s is
     "communication": ".0%",
     "new / old": ".2f",
     "loss": ".4f",
+    "spread": ".4f",
+    "minutes": ".1f",
+    "nats a token": ".3f",
+    "bits a byte": ".3f",
     "largest difference": ".4f",
 }
 
@@ -43,7 +47,7 @@ def table(rows: Rows, *, corner: str = "") -> str:
 
 
 def shown(value: float | list[float], column: str) -> str:
-    form = FORMATS.get(column, ",.0f")
+    form = next((form for end, form in FORMATS.items() if column.endswith(end)), ",.0f")
     if isinstance(value, list):
         return ("-" if column == "middle half" else ", ").join(f"{part:{form}}" for part in value)
     return f"{value:{form}}"

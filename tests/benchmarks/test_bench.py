@@ -175,6 +175,11 @@ def test_a_table_reads_well_as_it_is():
     assert record.table(rows, corner="a") == "\n".join(lines)
 
 
+def test_a_column_has_the_form_of_what_its_name_ends_with():
+    rows = {"ours": {"a, loss": 3.27889, "b, bits a byte": 1.24188, "a, minutes": 2.46}}
+    assert record.table(rows).splitlines()[-1] == "| ours |  3.2789 |          1.242 |        2.5 |"
+
+
 def writer(task: Task, machine: Machine, *, path: Path, name: str):
     """A contestant that writes down when it had its turns, and takes 20 milliseconds."""
     with path.open("a", buffering=1) as file:

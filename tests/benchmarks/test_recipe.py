@@ -27,6 +27,7 @@ def test_every_recipe_is_a_config_that_can_be_trained():
     [
         (["--batch-size", "4"], "recipe takes no --batch-size"),
         (["--seeds", "0"], "seeds=0 is not a whole number >= 1"),
+        (["--max-seconds", "-1"], "max_seconds=-1.0 is not above 0"),
         (["--only", "Lion"], "only=Lion is in none of: the default, "),
     ],
 )
@@ -49,4 +50,5 @@ def test_a_recipe_that_learns_has_the_lower_loss(tmp_path, monkeypatch, capsys):
     rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
     assert rows["fast"]["data, loss"] < rows["slow"]["data, loss"]
     assert rows["fast"]["data, spread"] > 0  # another seed, another run
-    assert "| fast | " in capsys.readouterr().out
+    row = next(line for line in capsys.readouterr().out.splitlines() if "| fast | " in line)
+    assert f" {rows['fast']['data, loss']:.4f} |" in row
