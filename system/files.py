@@ -79,7 +79,8 @@ def _in_place_of(path: Path) -> Iterator[Path]:
             yield part_path
             os.replace(part_path, path)
     except BaseException:
-        remove(part_path)
+        with suppress(OSError):  # a read-only disk refuses that as well: the cause is the other one
+            remove(part_path)
         raise
     sync_folder(path.parent)
 

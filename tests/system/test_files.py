@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 import pytest
 
+from system import files
 from system.errors import FolderInUseError, OutputError
 from system.files import (
     LOCK_NAME,
@@ -89,6 +90,17 @@ def test_a_refused_system_call_names_the_target_and_not_the_temporary_file(
         write_durably(tmp_path / "model.pt", lambda file: file.write(b"new"))
     assert caught.value.filename == str(tmp_path / "model.pt")
     assert names_in(tmp_path) == []
+
+
+def test_a_read_only_disk_refuses_the_cleaning_too_and_the_target_is_named(tmp_path, monkeypatch):
+    def refuse(*arguments, **options):
+        raise OSError(errno.EROFS, "read-only", str(arguments[0]))
+
+    monkeypatch.setattr(os, "unlink", refuse)
+    monkeypatch.setattr(files, "_CandidFile", refuse)
+    with pytest.raises(OSError, match="read-only") as caught:
+        write_durably(tmp_path / "model.pt", lambda file: file.write(b"new"))
+    assert caught.value.filename == str(tmp_path / "model.pt")
 
 
 def test_only_the_temporary_files_of_dead_processes_are_swept(tmp_path):
