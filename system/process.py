@@ -125,7 +125,7 @@ def run_command(main: Callable[[], None]) -> None:
             raise
         if os.environ.get("TRACEBACK") == "1":
             traceback.print_exc()
-        print(last_words(error), file=sys.stderr)
+        note(last_words(error))
         sys.exit(code)
 
 

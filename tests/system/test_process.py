@@ -44,6 +44,12 @@ def main():
         print(number)
 process.run_command(main)
 """
+FAILS = """
+from system import errors, process
+def main():
+    raise errors.ConfigError("nobody reads why")
+process.run_command(main)
+"""
 LOG_THEN_WORK = """
 from system import process
 from pathlib import Path
@@ -168,19 +174,22 @@ def test_each_end_is_said_in_one_line(capsys, error, code, line):
         run_command(lambda: 1 / 0)
 
 
-@pytest.mark.parametrize("script", [MANY_LINES, LOG_THEN_WORK], ids=["print", "log"])
-def test_a_reader_that_left_is_no_error(tmp_path, script):
+@pytest.mark.parametrize(
+    ("script", "stream", "code"),
+    [(MANY_LINES, "stdout", 0), (LOG_THEN_WORK, "stdout", 0), (FAILS, "stderr", 2)],
+    ids=["print", "log", "error"],
+)
+def test_a_reader_that_left_changes_no_exit_code(tmp_path, script, stream, code):
     read_end, write_end = os.pipe()
     os.close(read_end)
     result = subprocess.run(
         [sys.executable, "-c", script],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=write_end,
-        stderr=subprocess.PIPE,
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, stream: write_end},
     )
     os.close(write_end)
-    assert (result.returncode, result.stderr) == (0, b"")
+    assert (result.returncode, result.stderr or b"") == (code, b"")
     assert (tmp_path / "work is done").exists() == (script == LOG_THEN_WORK)
 
 
