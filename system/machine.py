@@ -20,6 +20,7 @@ from system.errors import ConfigError
 from system.process import warn
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
+DEVICE_NAME = re.compile(r"cpu|mps|cuda(:\d+)?")
 CPU_INFO = Path("/proc/cpuinfo")
 CGROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 TYPES = ("float32", "bfloat16", "float16")  # of products; one must win over those before it
@@ -164,8 +165,8 @@ def choose_device(wanted: str) -> tuple[torch.device, str]:
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if wanted != "auto":
         kind, _, index = wanted.partition(":")
-        is_beyond = kind == "cuda" and int(index or 0) >= torch.cuda.device_count()
-        if is_beyond or not available.get(kind, True):
+        is_known = DEVICE_NAME.fullmatch(wanted) and available.get(kind, True)
+        if not is_known or (kind == "cuda" and int(index or 0) >= torch.cuda.device_count()):
             raise ConfigError(f"no such device here (device={wanted}): set it to auto")
         return torch.device(wanted), "as configured"
     if available["cuda"]:

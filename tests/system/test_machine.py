@@ -37,7 +37,7 @@ def test_auto_takes_cuda_before_mps_before_the_cpu(monkeypatch, has_cuda, has_mp
     assert machine.choose_device("cpu") == (torch.device("cpu"), "as configured")
 
 
-@pytest.mark.parametrize("name", ["cuda", "cuda:1", "mps"])
+@pytest.mark.parametrize("name", ["cuda", "cuda:1", "mps", "gpu", "cuda:x", "cpu:3", "meta", ""])
 def test_a_device_that_is_not_here_is_refused_by_name(no_gpu, name):
     with pytest.raises(ConfigError, match=rf"\(device={name}\): set it to auto"):
         Machine.choose(name)
