@@ -175,7 +175,14 @@ def server_of(shelf: Shelf, port: int = 0) -> tuple[Any, Any]:
         import uvicorn
     except ImportError as error:
         raise ConfigError("the playground needs Gradio: pip install gradio") from error
-    blocks, socket = page(shelf), create_server((HOME, port))
+    if not 0 <= port < 1 << 16:
+        raise ConfigError(f"no such port (port={port}): choose one below {1 << 16}")
+    try:
+        socket = create_server((HOME, port))
+    except OSError as error:  # taken, or not allowed
+        reason = f"port={port}: {error.strerror}"
+        raise ConfigError(f"cannot serve there ({reason}): choose another one") from error
+    blocks = page(shelf)
     blocks.queue(max_size=MOST_WAITING)
     theme = gradio.themes.Default(primary_hue="blue", font="system-ui", font_mono="monospace")
     theme.set(

@@ -14,6 +14,7 @@ from functools import partial
 from html import unescape
 from itertools import pairwise
 from pathlib import Path
+from socket import create_server
 
 import psutil
 import pytest
@@ -186,9 +187,15 @@ def test_markup_escapes_and_turned_writing_stay_text(shelf):
     assert answers(playground.write, shelf, "half \ud83d", max_new_tokens=1)
 
 
-def test_a_folder_without_a_model_and_no_gradio_are_one_line(tmp_path, shelf, monkeypatch):
+def test_a_folder_without_a_model_a_port_that_is_taken_and_no_gradio_are_one_line(
+    tmp_path, shelf, monkeypatch
+):
     with pytest.raises(CheckpointError, match="train one with python"):
         shelf_of(tmp_path)
+    with create_server(("127.0.0.1", 0)) as taken:
+        for port in (taken.getsockname()[1], 99999, -1):
+            with pytest.raises(ConfigError, match=rf"\(port={port}.*choose"):
+                playground.server_of(shelf, port)
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(ConfigError, match="pip install gradio"):
         playground.server_of(shelf)
