@@ -46,22 +46,12 @@ class Handler(BaseHTTPRequestHandler):
 
     places: tuple[str, ...]
 
-    def do_GET(self) -> None:
-        port, asked = self.server.server_address[1], self.headers
-        if not is_from_here(asked.get("Host"), asked.get("Origin"), port):
-            self.answer(HTTPStatus.FORBIDDEN, "this page is for this machine alone")
-        elif self.path not in ("/", "/state"):
-            self.answer(HTTPStatus.NOT_FOUND, "there is nothing but the report")
-        else:
-            try:
-                state = state_of(self.places)
-                is_page = self.path == "/"
-                content = page_of(self.places, state) if is_page else state
-                self.answer(HTTPStatus.OK, content, "text/html" if is_page else "text/plain")
-            except (UserError, OSError) as error:  # a new run may be moving the files of another
-                self.answer(HTTPStatus.SERVICE_UNAVAILABLE, describe(error))
+    def handle(self) -> None:
+        with suppress(ConnectionError):  # a browser that has left in the middle is no news
+            super().handle()
 
-    def answer(self, status: HTTPStatus, content: str, kind: str = "text/plain") -> None:
+    def do_GET(self) -> None:
+        status, content, kind = self.found()
         raw = content.encode()
         headers = {**HEADERS, "Content-Type": f"{kind}; charset=utf-8", "Content-Length": len(raw)}
         self.send_response(status)
@@ -69,6 +59,21 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, str(value))
         self.end_headers()
         self.wfile.write(raw)
+
+    def found(self) -> tuple[HTTPStatus, str, str]:
+        """What is asked for: a status, a text, and of which kind that is."""
+        port, asked = self.server.server_address[1], self.headers
+        if not is_from_here(asked.get("Host"), asked.get("Origin"), port):
+            return HTTPStatus.FORBIDDEN, "this page is for this machine alone", "text/plain"
+        if self.path not in ("/", "/state"):
+            return HTTPStatus.NOT_FOUND, "there is nothing but the report", "text/plain"
+        try:
+            state = state_of(self.places)
+            if self.path == "/state":
+                return HTTPStatus.OK, state, "text/plain"
+            return HTTPStatus.OK, page_of(self.places, state), "text/html"
+        except (UserError, OSError) as error:  # a new run may be moving the files of another
+            return HTTPStatus.SERVICE_UNAVAILABLE, describe(error), "text/plain"
 
     def log_message(self, *arguments: object) -> None:
         """A request is no news."""

@@ -1,11 +1,14 @@
 """The live report serves one page to this machine alone, and that page follows the run."""
 
 import json
+import socket
+import struct
 import threading
 
 import pytest
 from asking import ask
 from recorded import recorded
+from waiting import wait_until
 
 from reports import live
 from system.errors import CheckpointError
@@ -87,6 +90,19 @@ def test_a_run_that_is_being_moved_is_said_and_the_server_stays(served, tmp_path
     assert "no history of a run" in content
     (tmp_path / "elsewhere").rename(tmp_path / "history.jsonl")
     assert ask(served)[0].status == 200
+
+
+def test_a_browser_that_leaves_in_the_middle_is_no_news(served, capsys):
+    request = f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{served}\r\n\r\n".encode()
+    before = {*threading.enumerate()}
+    for _ in range(3):
+        with socket.create_connection(("127.0.0.1", served)) as connection:
+            connection.sendall(request)
+            at_once = struct.pack("ii", 1, 0)  # it lingers for no seconds
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+    assert ask(served)[0].status == 200
+    wait_until(lambda: before.issuperset(threading.enumerate()))
+    assert capsys.readouterr().err == ""
 
 
 def test_no_run_is_an_error_at_once(tmp_path):
