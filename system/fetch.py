@@ -32,6 +32,7 @@ MAX_RETRY_AFTER_SECONDS = 60.0
 MAX_REDIRECTS = 5
 MAX_UNKNOWN_BYTES = 16_000_000
 CHUNK_BYTES = 1 << 16
+VALIDATOR = re.compile(rb"[!-~][ -~]*")  # what is sent back: an ETag, or a date
 PAGE_OR_GZIP = re.compile(rb"(?:\xef\xbb\xbf)?\s*<[!?a-zA-Z]|\x1f\x8b")
 
 
@@ -137,7 +138,7 @@ def _request(url: str, part: Path, file: RemoteFile) -> int:
             if start == 0:
                 part.unlink(missing_ok=True)
                 validator = response.headers.get("ETag") or response.headers.get("Last-Modified")
-                _note(part).write_text(f"{url}\n{validator or ''}")
+                _note(part).write_bytes(f"{url}\n{validator or ''}".encode())
             _append(response, part, total)
     except (requests.RequestException, HTTPError, ValueError) as error:
         raise _meaning(error) from error
@@ -157,11 +158,11 @@ def _note(part: Path) -> Path:
     return part.with_name(f"{part.name}.etag")
 
 
-def _resume_headers(url: str, part: Path) -> dict[str, str]:
+def _resume_headers(url: str, part: Path) -> dict[str, str | bytes]:
     """Asks for the rest of the part, on condition that it is still the same file over there."""
     if _size(part) and _note(part).exists():
-        source, _, validator = _note(part).read_text().partition("\n")
-        if source == url and validator:
+        source, _, validator = _note(part).read_bytes().partition(b"\n")
+        if source == url.encode() and VALIDATOR.fullmatch(validator):  # else it is damaged
             return {"Range": f"bytes={_size(part)}-", "If-Range": validator}
     return {}
 

@@ -161,6 +161,15 @@ def test_without_an_etag_and_from_another_address_nothing_is_continued(server, m
     assert "Range" not in mirror.requests[0][1]
 
 
+@pytest.mark.parametrize("note", [b"\xff\xfe", b'%s\n"one"\r\nX: y', b'%s\n"\xe9"', b"%s\n"])
+def test_a_damaged_note_of_what_a_part_is_starts_over(server, tmp_path, note):
+    (tmp_path / "file.part").write_bytes(CONTENT[:5000])
+    note = note.replace(b"%s", f"{server.url}/file".encode())
+    (tmp_path / "file.part.etag").write_bytes(note)
+    assert fetched(tmp_path, server) == CONTENT
+    assert "Range" not in server.requests[0][1]
+
+
 # wrong answers
 
 
