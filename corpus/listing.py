@@ -4,6 +4,7 @@ import glob
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -83,7 +84,9 @@ class Listing:
 
 def is_in_parts(path: Path) -> bool:
     """Whether `data.py build` has filled the folder."""
-    return path.is_dir() and any(PART_NAME.fullmatch(name) for name in os.listdir(path))
+    with suppress(OSError):  # missing, or not to be read: whoever reads it says so
+        return any(PART_NAME.fullmatch(name) for name in os.listdir(path))
+    return False
 
 
 def files_of(data: Named) -> Listing:

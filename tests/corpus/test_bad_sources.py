@@ -249,6 +249,9 @@ def test_what_may_not_be_read(is_folder):
     try:
         assert "no permission to read" in error_of("a")
         assert texts_skipping("a")[:2] == (["good"], 1)
+        for name in ("a/b", "a/b/b.txt", "a/b/c"):  # not by way of the folder above
+            with pytest.raises(DataError, match=r"permission|missing"):
+                open_sources(name)
     finally:
         Path("a/b").chmod(0o755)
 
