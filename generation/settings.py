@@ -37,6 +37,10 @@ LENGTH = Rule(int, lambda value: value >= 0, "a whole number >= 0")
 SEED = Rule(int, lambda value: 0 <= value < 2**63, "a whole number in [0, 2**63)")
 
 
+def is_collection_of(kind: type, value: Any) -> bool:
+    return isinstance(value, Collection) and all(isinstance(item, kind) for item in value)
+
+
 def ruled(default: float | None, rule: Rule) -> Any:
     return field(default=default, metadata={"rule": rule})
 
@@ -103,14 +107,17 @@ class Settings(Sampling):
 
     def _problems(self) -> list[str]:
         problems = super()._problems()
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
-        if not all(isinstance(text, str) and text for text in stop):
-            problems.append(f"stop={self.stop!r} has something else than strings of some text")
+        stop = (self.stop,) if isinstance(self.stop, str) else self.stop
+        if is_collection_of(str, stop) and "" not in stop:
+            object.__setattr__(self, "stop", tuple(stop))
+        else:
+            problems.append(f"stop={stop!r} is neither a string of some text nor several of them")
+        if not is_collection_of(numbers.Integral, self.stop_tokens):
+            problems.append(f"stop_tokens={self.stop_tokens!r} is no collection of ids")
         idle = [f.name for f in fields(Sampling) if getattr(self, f.name) != f.default]
         idle += ["num_samples"] * (self.num_samples != 1)
         if not problems and self.num_beams > 1 and idle:
             problems.append(f"beams are searched, not drawn: leave out {', '.join(idle)}")
-        object.__setattr__(self, "stop", stop)
         if self.seed is None:
             object.__setattr__(self, "seed", secrets.randbelow(2**31))
         return problems

@@ -37,10 +37,17 @@ def test_all_senseless_settings_are_named_together():
         Settings(max_new_tokens=-1, temperature=-1, top_k=0)
 
 
-@pytest.mark.parametrize("stop", [[""], "", ["a", 5]], ids=repr)
+@pytest.mark.parametrize("stop", [[""], "", ["a", 5], 5, None], ids=repr)
 def test_a_stop_that_is_no_text_is_named(stop):
     with pytest.raises(SamplingError, match="stop="):
         Settings(stop=stop)
+
+
+@pytest.mark.parametrize("stop_tokens", [50256, "ab", [1.5], None], ids=repr)
+def test_stop_tokens_that_are_no_ids_are_named(stop_tokens):
+    with pytest.raises(SamplingError, match="stop_tokens="):
+        Settings(stop_tokens=stop_tokens)
+    Settings(stop_tokens={np.int64(5)})
 
 
 def test_numbers_of_numpy_become_plain_ones():
