@@ -150,7 +150,8 @@ def read(path: Path) -> tuple[Line, list[Line]]:
         rows = []
     found = [row for row in map(parsed, rows) if isinstance(row, dict)]
     head = found[0] if found and "run_id" in found[0] else {}
-    return head, [row for row in found[1:] if isinstance(row.get("step"), int) and head]
+    reports = [row for row in found[1:] if isinstance(row.get("step"), int) and "tokens" in row]
+    return head, reports if head else []
 
 
 def parsed(row: bytes) -> Any:

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -109,8 +108,8 @@ def groups_of(runs: Sequence[RecordedRun]) -> list[list[RecordedRun]]:
         groups.setdefault(key, []).append(run)
 
     def bits(group: Sequence[RecordedRun]) -> float:
-        mean = statistics.fmean(run.numbers["bits_per_byte"] for run in group)
-        return np.inf if np.isnan(mean) else mean
+        mean = np.mean([run.numbers["bits_per_byte"] for run in group])
+        return np.inf if np.isnan(mean) else float(mean)
 
     return sorted(groups.values(), key=bits)
 
@@ -137,9 +136,9 @@ def rows_of(groups: Sequence[Sequence[RecordedRun]]) -> list[Line]:
         row = {"run": printable(name_of(group)), "seeds": len(group)}
         for name in COLUMNS:
             values = [run.numbers[name] for run in group]
-            row[name] = statistics.fmean(values)
+            row[name] = float(np.mean(values))
             if name in SPREAD:
-                row[f"{name}_spread"] = statistics.stdev(values) if len(group) > 1 else np.nan
+                row[f"{name}_spread"] = float(np.std(values, ddof=1)) if len(group) > 1 else np.nan
         rows.append(row)
     for key, values in differences(groups).items():
         for row, value in zip(rows, values, strict=True):

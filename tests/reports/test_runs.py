@@ -72,8 +72,11 @@ def test_a_history_without_a_report_and_a_torn_line_are_read(tmp_path):
     rows = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(rows)[:-20])
     assert len(runs.load(path).lines) == 3
-    path.write_bytes(rows[0])
-    assert "-" in runs.as_text(runs.rows_of([[runs.load(path)]]))
+    path.write_bytes(rows[0] + b'{"step": 3, "val_loss": 2.0}\n')
+    no_report = runs.load(path)
+    assert no_report.lines == []
+    for number in (1, 2):
+        assert "  -  " in runs.as_text(runs.rows_of(runs.groups_of([no_report] * number)))
 
 
 @given(
