@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from system.process import only_warn
 from tokenizer import GPT2Tokenizer
 
 MAX_COUNTED = 1 << 22  # tokens of the training part, so that a text of any size costs a second
@@ -83,9 +84,17 @@ def num_added_bytes(before: bytes, text: bytes) -> int:
 
 
 def in_background(compute: Callable[[], dict[str, Any]]) -> Callable[[float], dict[str, Any]]:
-    """Starts to compute; the result, when asked with the seconds to wait for it, {} before."""
+    """Starts to compute; the result, when asked with the seconds to wait for it, {} before.
+
+    It is an extra: that there is none, for want of memory or of a disk, is a warning.
+    """
     results: list[dict[str, Any]] = []
-    thread = Thread(target=lambda: results.append(compute()), daemon=True)  # no exit waits for it
+
+    def work() -> None:
+        with only_warn("nothing found out about the text", (Exception,)):
+            results.append(compute())
+
+    thread = Thread(target=work, daemon=True)  # no exit waits for it
     thread.start()
 
     def result(seconds: float) -> dict[str, Any]:

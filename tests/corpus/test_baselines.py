@@ -117,3 +117,11 @@ def test_what_is_computed_in_the_background_is_there_when_it_is_done():
     may_end.set()
     assert result(60.0) == {"xz": 2.0}
     assert result(0.0) == {"xz": 2.0}
+
+
+def test_what_fails_in_the_background_is_a_warning(capsys):
+    def compute() -> dict[str, float]:
+        raise MemoryError
+
+    assert in_background(compute)(60.0) == {}
+    assert capsys.readouterr().err.startswith("warning: nothing found out about the text: out of")
