@@ -16,7 +16,7 @@ from generation.options import OPTIONS, TALK, flag
 from generation.row import Row, printable
 from generation.settings import RULES, Settings
 from storage.run_folder import COMPARISON_NAME
-from system.errors import ConfigError, DataError, SamplingError
+from system.errors import ConfigError, SamplingError, UserError
 from system.process import is_open, note, only_warn
 from tokenizer import GPT2Tokenizer
 
@@ -149,7 +149,7 @@ def find_reference(tokenizer: GPT2Tokenizer, state: dict[str, Any]) -> Reference
             if corpus.text_sha256 == state["text_sha256"]:
                 return Reference(corpus.train_ids, corpus.val_ids.numpy())
             cause = f"the model was not trained on {corpus.path}"
-    except (DataError, KeyError, OSError) as error:
+    except (UserError, KeyError, OSError) as error:
         cause = str(error)
     note(f"no comparison with human text, nor a search for copied passages: {cause}")
     return None

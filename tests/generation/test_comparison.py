@@ -198,7 +198,8 @@ def test_the_training_text_is_found_again_only_if_it_is_the_same(
     reference = find_reference(tokenizer, state)
     assert len(reference.train_ids) > len(reference.val_ids) > 0
     assert capsys.readouterr().err == ""
-    for wrong in ({**state, "text_sha256": "0"}, {}):
+    nowhere = {**tiny_config, "data": "~nobody of that name/data.txt"}
+    for wrong in ({**state, "text_sha256": "0"}, {}, {**state, "config": nowhere}):
         assert find_reference(tokenizer, wrong) is None
         assert "no comparison with human text" in capsys.readouterr().err
     (text_folder / "data.txt").unlink()
