@@ -101,7 +101,7 @@ def train_in(team: Processes, config: dict[str, Any], options: dict[str, Any]) -
     """Trains with all the processes of the team."""
     constants = {"use_pretrained": USE_PRETRAINED, "model_name": MODEL_NAME}
     asked = wanted({**constants, **config}, options)
-    if asked.config["seeds"] > 1:
+    if asked.config["seeds"] > 1 and not asked.question:
         return train_with_seeds(team, config, asked)
     make_folder(asked.folder)
     with team.by_first(only_writer(asked.folder)), StopSignals(team.agree) as signals:
@@ -110,10 +110,9 @@ def train_in(team: Processes, config: dict[str, Any], options: dict[str, Any]) -
         from training import begin, store  # bring torch, which --help need not wait for
 
         sweep_parts(asked.folder)
-        for question, answer in begin.QUESTIONS.items():
-            if asked.config[question]:
-                log(answer(asked, team))
-                return asked.folder
+        if asked.question:
+            log(begin.ANSWERS[asked.question](asked, team))
+            return asked.folder
         run = begin.begin(asked, team)
         signals.hold()
         try:

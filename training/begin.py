@@ -90,7 +90,7 @@ def plan(wanted: Wanted, team: Processes = ALONE) -> str:
     return planned(start.config, corpus, machine, wanted.options)
 
 
-QUESTIONS = {"estimate": estimate, "find_lr": find_lr, "plan": plan}  # in place of a training
+ANSWERS = {"estimate": estimate, "find_lr": find_lr, "plan": plan}  # to each of QUESTIONS
 
 
 def begin(wanted: Wanted, team: Processes = ALONE) -> Run:

@@ -18,6 +18,7 @@ from system.files import as_path
 from training.parallel import is_launched
 from training.settings import DEFAULTS, EARLIER_DEFAULTS, KEYS
 
+QUESTIONS = ("estimate", "find_lr", "plan")  # keys that are answered in place of a training
 LORA = [key for key in KEYS if key.startswith("lora_")]
 SHORT = {"max_minutes": ["--minutes"]}  # other names of options
 
@@ -36,6 +37,11 @@ class Wanted:
     @property
     def config(self) -> dict[str, Any]:
         return {**self.script, **self.options}
+
+    @property
+    def question(self) -> str | None:
+        """Which of QUESTIONS is asked; there is one at most."""
+        return next((key for key in QUESTIONS if self.config[key]), None)
 
     @property
     def named_checkpoint(self) -> Path | None:
@@ -100,6 +106,7 @@ def without_effect(config: dict[str, Any]) -> list[tuple[str, str]]:
         (config["parallel"] == "fsdp" and not is_launched(), "parallel", "it needs torchrun"),
         *((not (config["adapter"] or is_resumed), key, "it needs --adapter lora") for key in LORA),
         (config["plan"], "adapter", "a plan is for a new model"),
+        (any(config[key] for key in QUESTIONS), "seeds", "nothing is trained"),
         (not is_partly_frozen(config), "base_precision", "it needs --adapter lora or --freeze"),
         (config["val_data"], "val_fraction", "val_data is given"),
         (config["lr_schedule"] == "constant", "lr_min_ratio", "the rate is constant"),
@@ -154,6 +161,9 @@ def problems_of(config: dict[str, Any]) -> list[str]:
                 f"embedding_dim={dim} is not a multiple of num_heads={heads} ({dim} = "
                 f"{dim // heads} x {heads} + {rest}): try {max(1, round(dim / heads)) * heads}"
             )
+    asked = [key for key in QUESTIONS if config.get(key) is True]
+    if len(asked) > 1:
+        problems.append(f"{' and '.join(asked)}: ask for one of them at a time")
     if config.get("plan") is True and not config.get("max_minutes"):
         problems.append("plan is for a time: give it as --max_minutes 30, say")
     return problems

@@ -39,6 +39,11 @@ def test_resumed_the_seeds_go_on_where_they_were(place):
     assert [len(state["history"]["train_losses"]) for state in steps] == [6, 6, 6]
 
 
+def test_a_question_is_answered_once_for_all_seeds(place, capsys):
+    assert train_quickly({"estimate": True}, seeds=3) == Path()
+    assert capsys.readouterr().out.count("devices ") == 1
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

@@ -83,12 +83,18 @@ def test_what_the_command_line_cannot_mean_is_named(arguments, message):
         ({"lr_schedule": "constant", "lr_min_ratio": 0.5}, "--lr_min_ratio"),
         ({"model_name": "gpt2-xl (1558M)"}, "--model_name"),
         ({"weights_path": "a", "use_pretrained": True}, "--use_pretrained"),
+        ({"seeds": 3, "estimate": True}, "--seeds"),
     ],
 )
 def test_an_option_without_effect_is_named(options, useless):
     with pytest.raises(ConfigError, match=f"{useless} has no effect"):
         wanted(train.config, options)
     wanted({**train.config, **options}, {})  # in the dict it may wait for its turn
+
+
+def test_one_question_is_answered_at_a_time():
+    with pytest.raises(ConfigError, match="estimate and find_lr: ask for one of them at a time"):
+        wanted({**train.config, "find_lr": True}, {"estimate": True})
 
 
 def test_help_lists_each_key_with_its_remark_and_the_value_of_the_dict(monkeypatch, capsys):
