@@ -10,6 +10,7 @@ from recorded import COMPARISON, NASTY, recorded
 import report
 from generation.row import printable
 from reports import html, runs
+from system.errors import ConfigError
 
 
 class Seen(HTMLParser):
@@ -102,4 +103,6 @@ def test_the_command_writes_the_page_or_prints_the_table(two, tmp_path, monkeypa
     assert capsys.readouterr().out == out
     report.main(["--csv", *map(str, two)])
     assert capsys.readouterr().out.startswith("run,seeds,bits_per_byte,")
+    with pytest.raises(ConfigError, match="no effect of --output"):
+        report.main(["--table", "--output=report.html"])
     assert not (tmp_path / "report.html").exists()
