@@ -5,6 +5,7 @@ are their means over the processes. Nobody waits for another process between the
 weights themselves are spread.
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -55,12 +56,14 @@ class Replicated(Whole):
     def renew(self, config: dict[str, Any]) -> None:
         super().renew(config)
         is_cuda = self.machine.device.type == "cuda"
-        self.trained = nn.parallel.DistributedDataParallel(
-            self.objective,
-            device_ids=[self.machine.device.index] if is_cuda else None,
-            gradient_as_bucket_view=True,
-            broadcast_buffers=False,  # those are matrices in few bits, which never change
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch 2.13 has a new name for the last
+            self.trained = nn.parallel.DistributedDataParallel(
+                self.objective,
+                device_ids=[self.machine.device.index] if is_cuda else None,
+                gradient_as_bucket_view=True,
+                broadcast_buffers=False,  # those are matrices in few bits, which never change
+            )
 
     def piece(self, is_last: bool) -> AbstractContextManager:
         return self.trained.no_sync()
