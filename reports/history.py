@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -67,9 +68,11 @@ class History:
         """The evaluation with the lowest loss, the first of equals."""
         return min(self.evaluations, key=lambda evaluation: evaluation.loss)
 
-    @property
-    def num_evaluations_since_best(self) -> int:
-        return len(self.evaluations) - 1 - self.evaluations.index(self.best)
+    def num_no_better(self, tolerance: float = 0.0) -> int:
+        """How many of the evaluations since the best come last and reach 1 + tolerance times it."""
+        since_best = self.evaluations[self.evaluations.index(self.best) + 1 :]
+        bound = (1 + tolerance) * self.best.loss
+        return len(list(takewhile(lambda done: done.loss >= bound, reversed(since_best))))
 
     def report(self) -> str:
         """The latest evaluation and the mean training loss since the one before, in one line.

@@ -35,7 +35,7 @@ from training.engines import whole
 from training.learner import Learner, dropout_seeds
 from training.memory import free_caches, only_out_of_memory
 from training.progress import Progress
-from training.schedule import learning_rate_at
+from training.schedule import learning_rate_at, tolerance_at
 
 BASELINES_SECONDS = 1.0  # that a report waits for them: on a large text the first has none
 GRADIENTS = ("exp_avg", "momentum")  # what optimizers call their mean of them
@@ -149,8 +149,9 @@ class Run:
         return (is_regular or self.is_over()) and self.step != self.saved_step
 
     def is_over(self) -> bool:
-        patience = self.config["patience"]
-        is_stuck = 0 < patience <= self.history.num_evaluations_since_best
+        given = {name: self.config[name] for name in ("lr_schedule", "lr_min_ratio")}
+        tolerance = tolerance_at(self.share(self.step), **given)
+        is_stuck = 0 < self.config["patience"] <= self.history.num_no_better(tolerance)
         return self.progress.is_over(self.step) or is_stuck
 
     def measure(self) -> tuple[float, str]:

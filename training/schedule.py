@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 
+PLATEAU = 0.05  # of a loss at the highest rate, if all of that is yet to fall (docs/recipe.md)
 DECAY_PART = 0.2  # the share of the steps in which the "decay" schedule falls
 SCHEDULES: dict[str, Callable[[float], float]] = {  # progress in [0, 1] -> what is left of the rate
     "constant": lambda progress: 1.0,
@@ -31,3 +32,12 @@ def learning_rate_at(
         return learning_rate * (step + 1) / warmup_steps
     remaining = SCHEDULES[lr_schedule](progress)
     return learning_rate * (lr_min_ratio + (1 - lr_min_ratio) * remaining)
+
+
+def tolerance_at(progress: float, *, lr_schedule: str, lr_min_ratio: float) -> float:
+    """How much worse than the best, as a share of it, an evaluation may be without a meaning.
+
+    At a high rate losses go up and down on a plateau, and fall only as the rate does.
+    """
+    schedule = SCHEDULES[lr_schedule]
+    return PLATEAU * (1 - lr_min_ratio) * (schedule(progress) - schedule(1.0))

@@ -43,7 +43,20 @@ def test_a_history_comes_back_from_a_file_bit_for_bit():
 def test_the_best_evaluation_is_the_first_of_the_lowest(losses, best_step, num_since):
     history = history_of(losses)
     assert history.best.step == best_step
-    assert history.num_evaluations_since_best == num_since
+    assert history.num_no_better() == num_since
+
+
+@pytest.mark.parametrize(
+    ("losses", "num_worse"),
+    [
+        ([4.0, 4.3, 4.1, 4.3, 4.3], 2),  # what is near the best begins the count again
+        ([4.0, 4.1, 4.1, 4.1], 0),
+        ([9.0, 4.0, 4.2], 1),  # what came before the best does not count
+        ([4.0], 0),
+    ],
+)
+def test_evaluations_near_the_best_one_are_no_worse(losses, num_worse):
+    assert history_of(losses).num_no_better(0.05) == num_worse
 
 
 def test_a_report_averages_the_training_losses_since_the_evaluation_before():

@@ -16,7 +16,7 @@ from training.optim import (
 )
 from training.processes import ALONE
 from training.progress import Progress
-from training.schedule import learning_rate_at
+from training.schedule import learning_rate_at, tolerance_at
 from training.settings import DEFAULTS
 
 COSINE = [1.0, 0.8681980515, 0.55, 0.2318019485, 0.1]  # 0.1 + 0.9 (1 + cos(pi i / 4)) / 2
@@ -109,3 +109,15 @@ def test_gradients_are_clipped_as_torch_clips_them(model, max_norm):
     assert torch.equal(norm, clip_grad_norm_(expected.parameters(), max_norm))
     for theirs, ours in zip(expected.parameters(), model.parameters(), strict=True):
         assert torch.equal(ours.grad, theirs.grad)
+
+
+def test_evaluations_may_differ_by_chance_while_the_rate_is_yet_to_fall():
+    def tolerance(progress: float, schedule: str, least: float = 0.0) -> float:
+        return tolerance_at(progress, lr_schedule=schedule, lr_min_ratio=least)
+
+    assert [tolerance(p, "linear") for p in (0.0, 0.5, 1.0)] == [0.05, 0.025, 0.0]
+    assert [tolerance(p, "decay") for p in (0.0, 0.8, 0.9, 1.0)] == pytest.approx(
+        [0.05, 0.05, 0.025, 0.0]
+    )
+    assert tolerance(0.0, "linear", 0.4) == pytest.approx(0.03)
+    assert tolerance(0.3, "constant") == 0.0

@@ -99,6 +99,13 @@ def test_without_a_better_evaluation_a_run_stops_and_the_best_weights_are_final(
     assert canonical(final["model_state_dict"]) == canonical(best["model_state_dict"])
 
 
+@pytest.mark.parametrize(("schedule", "last_step"), [("constant", 4), ("linear", 12)])
+def test_a_plateau_ends_a_run_only_where_the_rate_will_not_fall(place, schedule, last_step):
+    stays = {"learning_rate": 1e-12, "lr_schedule": schedule, "max_steps": 12, "num_epochs": 8}
+    path = train_quickly(**stays, eval_freq=4, patience=1)
+    assert history_of(path).evaluations[-1].step == last_step
+
+
 def test_an_output_folder_that_is_missing_is_made_whatever_its_letters(place):
     path = train_quickly(output_dir="runs/a run, äöü 雪", num_epochs=1, sample_prompt="雪 😀")
     assert path == Path("runs/a run, äöü 雪/final_trained_model.pt")
