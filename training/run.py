@@ -152,7 +152,8 @@ class Run:
         given = {name: self.config[name] for name in ("lr_schedule", "lr_min_ratio")}
         tolerance = tolerance_at(self.share(self.step), **given)
         is_stuck = 0 < self.config["patience"] <= self.history.num_no_better(tolerance)
-        return self.progress.is_over(self.step) or is_stuck
+        is_judged = self.step == self.history.evaluations[-1].step
+        return self.progress.is_over(self.step) or (is_stuck and is_judged)
 
     def measure(self) -> tuple[float, str]:
         """The validation loss in nats a token, and a sample of what the model writes by now.
