@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adapters.names import names_matching
+from adapters.products import FrozenProduct, type_of_products
 from model import Dropout, Seeds, Transformer
 from system.errors import ConfigError
 
@@ -35,15 +36,22 @@ class LoraLinear(nn.Module):
         self.shape = torch.Size((self.out_features, self.in_features))
         self.scale = scale
         self.dropout = Dropout(dropout)
+        self.product = FrozenProduct()
         device = next((t.device for t in (*base.parameters(), *base.buffers())), None)
         self.lora_A = nn.Parameter(torch.empty(rank, self.in_features, device=device))
         self.lora_B = nn.Parameter(torch.zeros(self.out_features, rank, device=device))
 
     def forward(self, x: Tensor) -> Tensor:
         seeds = None if self.seeds is None else self.seeds[: len(x)]
-        low = F.linear(self.dropout(x, seeds), self.lora_A) * self.scale  # (B, T, r)
-        rows = torch.addmm(self.base(x).flatten(0, -2), low.flatten(0, -2), self.lora_B.T)
+        x = x.to(type_of_products(x))
+        low = F.linear(self.dropout(x, seeds), self.lora_A).flatten(0, -2) * self.scale  # (N, r)
+        up = self.lora_B.T.contiguous().to(x.dtype)  # (r, O): gradients by it are faster
+        rows = torch.addmm(self.of_base(x.flatten(0, -2)), low, up)
         return rows.view(*x.shape[:-1], self.out_features)
+
+    def of_base(self, x: Tensor) -> Tensor:
+        is_plain = type(self.base) is nn.Linear
+        return self.product(x, self.base.weight, self.base.bias) if is_plain else self.base(x)
 
     def merged(self, x: Tensor) -> Tensor:
         """The same by the one matrix."""

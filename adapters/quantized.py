@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from adapters.products import type_of_products
 from model import InputEmbeddings
 
 STEPS = 127  # of an int8, on either side of 0
@@ -153,10 +154,8 @@ class FrozenLinear(Packed):
         self.bias = linear.requires_grad_(False).bias
 
     def forward(self, x: Tensor) -> Tensor:
-        kind = x.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-        given = x.to(dtype), self.codes, self.scales, self.bias, self.precision
-        with torch.autocast(kind, enabled=False):
+        given = x.to(type_of_products(x)), self.codes, self.scales, self.bias, self.precision
+        with torch.autocast(x.device.type, enabled=False):
             return _FrozenProduct.apply(*given)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, distributed, nn
 
 from adapters.lora import plain_weights
+from adapters.products import FrozenProduct
 from system.errors import OutOfRoomError
 from system.machine import Machine
 from training.loss import NextTokenLoss
@@ -93,6 +94,9 @@ class Sharded(Whole):
         objective._of_hidden = enduring(objective._of_hidden, self.tried)
         for module in (model.input_embedding, model.positional_encoding, model.final_norm):
             module.forward = enduring(module.forward, self.tried)
+        for module in objective.modules():
+            if isinstance(module, FrozenProduct):
+                module.may_keep = False
         super().__init__(objective, machine, config)
 
     def renew(self, config: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+from adapters.products import FrozenProduct, has_kernel
 from model import ATTENTIONS
 from system.machine import Machine
 from training.capacity import Learning, outline
@@ -45,7 +46,7 @@ class Block:
 
 
 def kept_bytes(block: nn.Module, x: Tensor, machine: Machine) -> int:
-    """Bytes that a forward pass keeps for the backward pass, beside the weights."""
+    """Bytes that a forward pass keeps beside the weights: for the backward pass, or for good."""
     known = {weight.data_ptr() for weight in block.state_dict().values()}
     kept: dict[int, int] = {}
 
@@ -58,7 +59,8 @@ def kept_bytes(block: nn.Module, x: Tensor, machine: Machine) -> int:
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), machine.autocast():
         output = block(x.requires_grad_())
     del output
-    return sum(kept.values())
+    products = (module for module in block.modules() if isinstance(module, FrozenProduct))
+    return sum(kept.values()) + sum(product.nbytes for product in products)
 
 
 def peak_bytes(
@@ -78,7 +80,9 @@ def peak_bytes(
     chunk = min(int(machine.ways.get("chunk_size", CHUNK_SIZE)), B * T)
     logits = chunk * num_rows * itemsize + B * T * C * (8 + itemsize)
     is_copied = itemsize < 4 or learns.has_packed_table
-    head_copy = num_rows * C * itemsize if is_copied else 0
+    is_kept = is_cpu and not learns.has_table and not learns.has_packed_table
+    num_copies = 3 if is_kept and has_kernel(machine.dtype) else 1  # of which one goes again
+    head_copy = num_copies * num_rows * C * itemsize if is_copied else 0
     states = weights - learns.packed_bytes + learns.moment_bytes
     gradients = 4 * learns.num_weights
     is_spread = num_devices > 1 and config["parallel"] == "fsdp"

@@ -9,13 +9,15 @@ Products run in the autocast type; sums over V and sums over chunks are taken in
 """
 
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from adapters.products import FrozenProduct, type_of_products
 from model import Seeds
 
 CHUNK_SIZE = 1024  # tokens: few enough for memory, enough for speed
@@ -49,6 +51,7 @@ class NextTokenLoss(nn.Module):
         self.num_shared = num_shared
         self.chunk_size = chunk_size
         self.separator = separator
+        self.product = FrozenProduct()  # with a head that does not learn
 
     def forward(
         self,
@@ -84,60 +87,82 @@ class NextTokenLoss(nn.Module):
             hidden, targets = hidden[targets >= 0], targets[targets >= 0]
         num_tokens = num_tokens or max(1, len(targets))
         device = hidden.device.type
-        embeddings = self.model.input_embedding
-        weight = next(embeddings.parameters(), None)  # None where it is kept in few bits
-        is_autocast, is_training = torch.is_autocast_enabled(device), torch.is_grad_enabled()
-        dtype = torch.get_autocast_dtype(device) if is_autocast else hidden.dtype
+        weight = next(self.model.input_embedding.parameters(), None)  # None if it is in few bits
+        learns, is_training = weight is not None and weight.requires_grad, torch.is_grad_enabled()
+        dtype = type_of_products(hidden)
         # To divide gradients as they are computed is free, but those of float16 would underflow.
         divisor = 1 if dtype == torch.float16 else num_tokens
         with torch.no_grad(), torch.autocast(device, enabled=False):
             x = (hidden * LOG2_E).to(dtype)  # logits in bits
-            head = embeddings.table(dtype) if weight is None else weight.to(dtype)
+            head = self._head(x, weight)
             if not is_training:
                 return self._loss(x, head, targets) / num_tokens
-            given, learns = (x, head, targets, divisor), weight is not None and weight.requires_grad
+            given = x, head, targets, divisor
             total, d_hidden, d_weight = self._loss_and_gradients(*given, learns=learns)
         loss = _KnownGradients.apply(total / divisor, hidden, weight, d_hidden, d_weight)
         return loss * (divisor / num_tokens)
 
-    def _loss(self, x: Tensor, head: Tensor, targets: Tensor) -> Tensor:
-        total, is_safe = _zero(x), has_safe_logits(x, head)
+    def _head(self, x: Tensor, weight: Tensor | None) -> "Head":
+        """The head with the products that suit it."""
+        if weight is not None and not weight.requires_grad and self.product.serves(x, weight):
+            own = {"weight": weight}
+            return Head(weight, partial(self.product, **own), partial(self.product.gradient, **own))
+        is_packed = weight is None
+        table = self.model.input_embedding.table(x.dtype) if is_packed else weight.to(x.dtype)
+        width = -(-len(table) // ALIGNED_ROWS) * ALIGNED_ROWS
+        buffer = x.new_empty(min(self.chunk_size, len(x)), width)[:, : len(table)]
+
+        def logits(rows: Tensor) -> Tensor:
+            return torch.mm(rows, table.T, out=buffer[: len(rows)])
+
+        return Head(table, logits, lambda d_logits: d_logits @ table)
+
+    def _loss(self, x: Tensor, head: "Head", targets: Tensor) -> Tensor:
+        total, is_safe = _zero(x), has_safe_logits(x, head.table)
         for chunk, logits in self._chunks(x, head):
             total += _cross_entropy_(logits, targets[chunk], self.num_shared, is_safe)[0].sum()
+            del logits  # before there are others
         return total
 
     def _loss_and_gradients(
-        self, x: Tensor, head: Tensor, targets: Tensor, divisor: int, *, learns: bool
+        self, x: Tensor, head: "Head", targets: Tensor, divisor: int, *, learns: bool
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """The sum of the losses; both gradients of it, divided by `divisor`.
 
         That of the head is left out, half of the backward pass, unless the head `learns`.
         """
-        total, is_safe = _zero(x), has_safe_logits(x, head)
+        total, is_safe = _zero(x), has_safe_logits(x, head.table)
         d_hidden = torch.empty_like(x, dtype=total.dtype)
-        d_head = torch.empty_like(head, dtype=total.dtype) if learns else None
+        d_head = torch.empty_like(head.table, dtype=total.dtype) if learns else None
         # On a CPU two products of 50240 and 17 rows are faster than one of 50257 (docs/speed.md).
-        aligned = max(1, len(head) // ALIGNED_ROWS) * ALIGNED_ROWS
+        aligned = max(1, len(head.table) // ALIGNED_ROWS) * ALIGNED_ROWS
         for chunk, logits in self._chunks(x, head):
             losses, sums = _cross_entropy_(logits, targets[chunk], self.num_shared, is_safe)
             total += losses.sum()
             sums *= divisor
-            d_hidden[chunk] = (logits @ head) / sums[:, None]
-            if d_head is None:
-                continue
-            scaled = (x[chunk] / (sums[:, None] * LOG2_E)).to(x.dtype)
-            add = Tensor.copy_ if chunk.start == 0 else Tensor.add_  # no table of zeros to start
-            for rows, columns in zip(d_head.split(aligned), logits.split(aligned, 1), strict=True):
-                add(rows, columns.T @ scaled)
+            d_hidden[chunk] = head.gradient(logits) / sums[:, None]
+            if d_head is not None:
+                scaled = (x[chunk] / (sums[:, None] * LOG2_E)).to(x.dtype)
+                add = Tensor.copy_ if chunk.start == 0 else Tensor.add_  # no zeros to start with
+                parts = zip(d_head.split(aligned), logits.split(aligned, 1), strict=True)
+                for rows, columns in parts:
+                    add(rows, columns.T @ scaled)
+            del logits
         return total, d_hidden, d_head
 
-    def _chunks(self, x: Tensor, head: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    def _chunks(self, x: Tensor, head: "Head") -> Iterator[tuple[slice, Tensor]]:
         """Some of the tokens and their logits, which the next chunk overwrites; at least once."""
-        width = -(-len(head) // ALIGNED_ROWS) * ALIGNED_ROWS
-        buffer = x.new_empty(min(self.chunk_size, len(x)), width)[:, : len(head)]
         for start in range(0, max(1, len(x)), self.chunk_size):
             chunk = slice(start, min(start + self.chunk_size, len(x)))
-            yield chunk, torch.mm(x[chunk], head.T, out=buffer[: chunk.stop - start])
+            yield chunk, head.logits(x[chunk])
+
+
+class Head(NamedTuple):
+    """The table W (V, C), and the products with it."""
+
+    table: Tensor
+    logits: Callable[[Tensor], Tensor]  # x W^T of some rows
+    gradient: Callable[[Tensor], Tensor]  # d_logits W
 
 
 class DocumentsApart:

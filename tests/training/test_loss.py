@@ -57,8 +57,11 @@ def test_value_and_gradients_are_those_of_the_plain_formula(vocab_size, chunk_si
     torch.testing.assert_close(ours, naive, rtol=rtol, atol=rtol / 10)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_frozen_head_gets_no_gradient_and_changes_no_other(dtype):
+@pytest.mark.parametrize(
+    ("dtype", "rtol"),
+    [(torch.float64, 0), (torch.float32, 1e-5)],  # products of another library
+)
+def test_a_frozen_head_gets_no_gradient_and_changes_no_other(dtype, rtol):
     model = tiny_model().to(dtype)
     learning = gradients(model, NextTokenLoss(model, chunk_size=4)(*batch()))
     table = model.input_embedding.embedding.weight.requires_grad_(False)
@@ -67,7 +70,7 @@ def test_a_frozen_head_gets_no_gradient_and_changes_no_other(dtype):
     loss.backward()
     assert table.grad is None
     found = [loss.detach(), *(p.grad for p in model.parameters() if p is not table)]
-    torch.testing.assert_close(found, [learning[0], *learning[2:]], rtol=0, atol=0)
+    torch.testing.assert_close(found, [learning[0], *learning[2:]], rtol=rtol, atol=rtol / 10)
 
 
 @pytest.mark.parametrize("ignored", [-100, -1])
