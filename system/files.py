@@ -98,6 +98,8 @@ def write_durably(
     file back, while the disk is busy with the sync, and raises if it is not right.
     """
     path = as_path(path)
+    if path.exists() and not (path.is_file() or path.is_dir()):  # a rename would put an end to it
+        raise OutputError(f"a device or a pipe, no file ({path}): choose another name")
     path.parent.mkdir(parents=True, exist_ok=True)
     with _in_place_of(path) as part_path:
         raw = _CandidFile(part_path, "wb")

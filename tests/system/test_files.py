@@ -103,6 +103,15 @@ def test_a_read_only_disk_refuses_the_cleaning_too_and_the_target_is_named(tmp_p
     assert caught.value.filename == str(tmp_path / "model.pt")
 
 
+def test_a_pipe_is_never_replaced_by_a_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "link"):
+        with pytest.raises(OutputError, match=rf"a device or a pipe, no file \(.*{name}\)"):
+            write_durably(tmp_path / name, lambda file: file.write(b"new"))
+        assert stat.S_ISFIFO((tmp_path / name).stat().st_mode)
+
+
 def test_only_the_temporary_files_of_dead_processes_are_swept(tmp_path):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
