@@ -9,10 +9,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from system.files import write_durably
+from system.files import file_sha256, stamp_of, write_durably
 
 KNOWN_NAME = "known.json"  # of the records beside tokens
-BLOCK_BYTES = 1 << 20
 FRESH_NS = 3 * 10**9  # the coarsest clock of a disk, FAT's, ticks every two seconds
 
 
@@ -60,18 +59,3 @@ class KnownFiles:
             content = json.dumps(there, indent=1).encode()
             write_durably(record_path, lambda file: file.write(content))
             self.is_changed = False
-
-
-def stamp_of(file: Path | int) -> list[int]:
-    """[size, mtime, ctime (ns), inode]: an edit changes one of them, unless within a tick."""
-    status = os.stat(file)
-    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
-
-
-def file_sha256(path: Path) -> str:
-    """Hex digest of the file's content."""
-    digest = sha256()
-    with path.open("rb", buffering=0) as file:
-        while block := file.read(BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()

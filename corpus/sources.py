@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from corpus.forms import RECORDS, Rules
-from corpus.known_files import stamp_of
 from corpus.listing import Listing, Named, files_of
 from corpus.pieces import Piece
 from corpus.reading import Opened, form_of, pieces_in, tolerated
 from corpus.text import BLOCK_BYTES, why_chosen
 from system.errors import DataError
+from system.files import stamp_of
 from tokenizer import END_OF_TEXT
 
 

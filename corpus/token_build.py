@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from corpus.known_files import KnownFiles, file_sha256
+from corpus.known_files import KnownFiles
 from corpus.pieces import in_batches
 from corpus.sources import Sources
 from corpus.split import hash_documents
@@ -28,7 +28,7 @@ from corpus.token_shards import (
 )
 from corpus.token_workers import encoded
 from system.errors import DataError, OutputError
-from system.files import sync_file, write_durably
+from system.files import file_sha256, sync_file, write_durably
 from system.machine import num_cores
 from tokenizer import END_OF_TEXT_ID, TABLE_SHA256
 

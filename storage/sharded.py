@@ -6,13 +6,11 @@ list, as plain values, stand in one more file, written last and sealed as every 
 the folder takes its name when it is whole.
 """
 
-import hashlib
 import io
 import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ from torch import Tensor
 
 from storage import archive, checkpoint
 from system.errors import NonFiniteError, OutputError
-from system.files import as_path, part_path_of, remove, sync_folder
+from system.files import as_path, file_sha256, part_path_of, remove, sync_folder
 from system.process import describe
 
 SUFFIX = ".sharded"
@@ -49,7 +47,7 @@ def save(path: Path, tensors: dict[str, Tensor], state: dict[str, Any], team: An
             places = write_parts(part_path, tensors)
         with agreed(team, path):
             names = team.share(sorted(os.listdir(part_path)))
-            hashes = {name: sha256_of(part_path / name) for name in names}
+            hashes = {name: file_sha256(part_path / name) for name in names}
         parts = {name: digest for some in team.gather(hashes) for name, digest in some.items()}
         with agreed(team, path):
             if team.is_first:
@@ -131,7 +129,7 @@ def check_parts(path: Path, parts: dict[str, str]) -> int:
         name = min(differing)
         raise ValueError(f"part {name} is " + ("not of this checkpoint", "missing")[name in parts])
     for name, digest in parts.items():
-        if sha256_of(path / name) != digest:
+        if file_sha256(path / name) != digest:
             raise ValueError(f"part {name} is not what was written")
     return sum((path / name).stat().st_size for name in parts)
 
@@ -152,12 +150,3 @@ def read_parts(path: Path, places: dict[str, Any], *, num_bytes: int) -> dict[st
             where = zip(offsets, part.shape, strict=True)
             tensors[name][tuple(slice(start, start + size) for start, size in where)] = part
     return tensors
-
-
-def sha256_of(path: Path) -> str:
-    """Hex digest of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        for block in iter(partial(file.read, archive.BLOCK_BYTES), b""):
-            digest.update(block)
-    return digest.hexdigest()

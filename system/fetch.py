@@ -5,7 +5,6 @@ process, and gets its name once its size and hash are right. Pieces of two files
 a note beside the part holds the address and the ETag that it belongs to.
 """
 
-import hashlib
 import os
 import re
 import time
@@ -19,7 +18,7 @@ from urllib3 import Retry
 from urllib3.exceptions import HTTPError, MaxRetryError
 
 from system.errors import DownloadError
-from system.files import as_path, named, sync_file
+from system.files import as_path, file_sha256, named, sync_file
 from system.process import warn
 
 CONNECT_SECONDS = 4.0  # so that two sources out of reach are given up in under 10 s
@@ -78,15 +77,12 @@ def fault_of(path: str | Path, file: RemoteFile) -> str | None:
         return "missing"
     if file.size not in (None, _size(path)):
         return f"{_size(path)} bytes instead of {file.size}"
-    digest = hashlib.sha256()
     with path.open("rb") as opened:
         if file.size is None and file.refused.match(opened.peek(64)):
             return "a web page or gzip data"
-        while file.sha256 and (chunk := opened.read(CHUNK_BYTES)):
-            digest.update(chunk)
-    if file.sha256 in (None, digest.hexdigest()):
+    if file.sha256 is None or (found := file_sha256(path)) == file.sha256:
         return None
-    fault = f"SHA-256 {digest.hexdigest()} instead of {file.sha256}"
+    fault = f"SHA-256 {found} instead of {file.sha256}"
     if file.is_confirmed:
         return fault
     warn(f"{path} has {fault}, which only one source gives: going on")

@@ -21,6 +21,7 @@ from filelock import FileLock, SoftFileLock, Timeout
 from system.errors import ConfigError, FolderInUseError, OutputError
 from system.process import warn
 
+BLOCK_BYTES = 1 << 20  # read at once
 LOCK_NAME = ".train.lock"
 OWNER = re.compile(r"[0-9]*( on [^\n]*)?\n?")  # what a lock file says after its first byte
 PART_NAME = re.compile(r"\..+\.([0-9a-f]{8})\.([0-9]+)\.gpt-part")  # see `part_path_of`
@@ -149,6 +150,21 @@ class _CandidFile(io.FileIO):
         except OSError as error:
             self.write_error = error
             raise
+
+
+def stamp_of(file: Path | int) -> list[int]:
+    """[size, mtime, ctime (ns), inode]: an edit changes one of them, unless within a tick."""
+    status = os.stat(file)
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
+def file_sha256(path: Path) -> str:
+    """Hex digest of a file's content."""
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while block := file.read(BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def sync_file(path: Path) -> None:

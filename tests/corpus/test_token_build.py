@@ -16,7 +16,7 @@ from build_life import CHANGES, TEXT_NAME, folder_of, write_text
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corpus import known_files, pieces, text, token_build
+from corpus import pieces, text, token_build
 from corpus.known_files import KnownFiles
 from corpus.pieces import Piece, document_pieces, in_batches
 from corpus.sources import open_sources
@@ -243,7 +243,7 @@ def test_killed_at_twenty_random_times_with_workers_the_finished_cache_is_the_sa
 
 def test_memory_does_not_grow_with_the_text(tmp_path, monkeypatch):
     monkeypatch.setattr(text, "BLOCK_BYTES", 1 << 14)
-    monkeypatch.setattr(known_files, "BLOCK_BYTES", 1 << 14)
+    monkeypatch.setattr("system.files.BLOCK_BYTES", 1 << 14)
     monkeypatch.setattr(token_build, "BLOCK_IDS", 1 << 10)
     monkeypatch.setattr(token_build, "FEW_BATCHES", 2)
     monkeypatch.setattr(token_build, "num_cores", lambda: 0)

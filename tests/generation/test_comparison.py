@@ -192,7 +192,7 @@ def test_the_picture_without_human_text_has_the_numbers_alone():
 def test_the_training_text_is_found_again_only_if_it_is_the_same(
     tokenizer, text_folder, tiny_config, capsys
 ):
-    from corpus.known_files import file_sha256
+    from system.files import file_sha256
 
     state = {"config": tiny_config, "text_sha256": file_sha256(text_folder / "data.txt")}
     reference = find_reference(tokenizer, state)
