@@ -6,7 +6,7 @@ import platform
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from adapters.lora import adapt, adapter_weights
 from model import Transformer, build_transformer
 from storage import archive, streamed
 from system.errors import CheckpointError, NonFiniteError, OutputError
-from system.files import as_path, named, write_durably
+from system.files import as_path, named, stamp_of, write_durably
 from system.process import note
 
 FINAL_NAME = "final_trained_model.pt"
@@ -98,12 +98,18 @@ def glance(path: str | Path) -> tuple[str, int]:
     """Which run wrote the checkpoint and at which step, without reading its weights."""
     path = as_path(path)
     with refusing_damage(path):
-        with path.open("rb") as file:
-            archive.check(file, only_pickle=True)
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        run_id, step = state["run_id"], state["step"]
-        if not (isinstance(run_id, str) and isinstance(step, int)):
-            raise ValueError("its run_id and step are no text and number")
+        return _glanced(path, *stamp_of(path))
+
+
+@lru_cache(maxsize=64)
+def _glanced(path: Path, *stamp: int) -> tuple[str, int]:
+    """The same, once for each file: a run looks at all its checkpoints whenever it saves."""
+    with path.open("rb") as file:
+        archive.check(file, only_pickle=True)
+    state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    run_id, step = state["run_id"], state["step"]
+    if not (isinstance(run_id, str) and isinstance(step, int)):
+        raise ValueError("its run_id and step are no text and number")
     return run_id, step
 
 
