@@ -191,7 +191,7 @@ def check_weights(
     most_layers = MOST_LAYERS if is_adapter else len(weights)
     if not (isinstance(config["num_layers"], int) and config["num_layers"] <= most_layers):
         raise ValueError(f"its config has num_layers={config['num_layers']!r}, not so its weights")
-    with torch.device("meta"):  # shapes alone: nothing is allocated
+    with torch.device("meta"), undrawn():  # shapes alone: nothing is allocated
         model = build_model(config, 1 if is_adapter else weights[EMBEDDING].size(0))
         expected = adapter_weights(adapt(model, config)) if is_adapter else model.state_dict()
     held, wanted = shapes_in(weights), shapes_in(expected)

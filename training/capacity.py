@@ -84,7 +84,7 @@ def outline(config: dict[str, Any], num_rows: int, *, dropout: float = 0.0) -> T
     """The config's model in shapes alone: its adapters, what of it learns, what is in few bits."""
     if config["num_layers"] > MOST_LAYERS or num_parameters(config, num_rows) > MOST_PARAMETERS:
         raise OutOfRoomError("no machine has room for this model: lower num_layers, embedding_dim")
-    with torch.device("meta"):
+    with torch.device("meta"), checkpoint.undrawn():
         model = adapt(checkpoint.build_model({**config, "dropout": dropout}, num_rows), config)
         shrink(model, config)
         return model
