@@ -8,7 +8,6 @@ What is written is read back and compared with the model: the receipt. Nothing i
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,12 +21,12 @@ from tokenizer import END_OF_TEXT_ID
 PACKAGES = {"hf": "safetensors", "gguf": "gguf", "gguf-adapter": "gguf"}
 
 
-def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(description="Writes a trained model for other programs.", allow_abbrev=False)
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(prog="export.py", description="Writes a trained model for other programs.")
     add = parser.add_argument
     add("--to", choices=PACKAGES, required=True, help="what to write")
     add("path", type=as_path, help="the folder or the file to write")
-    add("--checkpoint", type=as_path, default=Path("final_trained_model.pt"), help="model file")
+    add("--checkpoint", type=as_path, help="model file or run's folder (final_trained_model.pt)")
     add(
         "--adapter",
         action="append",
@@ -38,13 +37,13 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.to != "gguf" and options.type:
         parser.error("--type is for --to gguf")
-    if options.to == "gguf-adapter" and len(options.adapter) != 1:
-        parser.error("--to gguf-adapter is for one --adapter DIR")
+    if options.to == "gguf-adapter" and (len(options.adapter) != 1 or options.checkpoint):
+        parser.error("--to gguf-adapter is for one --adapter DIR, and no --checkpoint")
     return options
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+    options = parse_arguments(arguments)
     package, path = PACKAGES[options.to], options.path.resolve()
     if find_spec(package) is None:
         raise ExportError(f"a package is missing ({package}): pip install {package}")
@@ -69,8 +68,9 @@ def written_model(options: argparse.Namespace, path: Path) -> str:
     from exchange import adapter_files, gguf_file, huggingface
     from storage import checkpoint
 
-    state = checkpoint.load(options.checkpoint)
-    model = checkpoint.model_from(state, options.checkpoint).float()
+    source = options.checkpoint or Path(checkpoint.FINAL_NAME)
+    state = checkpoint.load(source)
+    model = checkpoint.model_from(state, source).float()
     num_tokens = model.input_embedding.embedding.num_embeddings
     if num_tokens != END_OF_TEXT_ID + 1:
         raise ExportError(f"not GPT-2's vocabulary ({num_tokens:,} tokens): cannot export")

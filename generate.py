@@ -3,7 +3,6 @@
 python generate.py --prompt "Once upon a time"
 """
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,7 +22,7 @@ def __getattr__(name: str) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+    options = parse_arguments(arguments)
     prompts = prompts_of(options)
 
     from generation import console

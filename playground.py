@@ -1,6 +1,5 @@
 """A page to try models in, for this machine alone: `python playground.py`."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +13,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = Parser(
         prog="playground.py",
         description="Serves a page that writes with models and shows how likely they find a text.",
-        allow_abbrev=False,
     )
     path = {"metavar": "PATH", "type": as_path, "action": "append", "default": []}
     official = {"choices": OFFICIAL_NAMES, "action": "append", "default": []}
@@ -24,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, mps, cuda or cuda:N")
     parser.add_argument("--precision", help="type of the weights (auto)", **form)
     parser.add_argument("--port", type=int, default=0, help="where it is served; 0: any free one")
-    options = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
+    options = parser.parse_args(arguments)
 
     from exchange.pretrained import official as weights_of
     from reports import playground, shelf  # bring torch, which --help need not wait for

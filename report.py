@@ -7,9 +7,7 @@ from system.process import log, note, run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = Parser(
-        prog="report.py", description="Shows what runs have recorded.", allow_abbrev=False
-    )
+    parser = Parser(prog="report.py", description="Shows what runs have recorded.")
     parser.add_argument(
         "runs", metavar="RUN", nargs="*", default=["."], help="folder of a run; default: here"
     )

@@ -66,12 +66,12 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Every option, the `mode` that they choose, and `settings` of the texts."""
     parser = Parser(
+        prog="generate.py",
         description="Continues a prompt with a trained model. Without --prompt and --prompt-file "
         "the prompt is read from a pipe.",
-        allow_abbrev=False,
     )
     source = parser.add_mutually_exclusive_group()
     for name, option in OPTIONS.items():

@@ -26,7 +26,6 @@ def main(arguments: Sequence[str], config: dict[str, Any]) -> None:
     parser = Parser(
         prog="data.py",
         description="Shows what a text is like. Or: data.py get NAME, data.py build PATH.",
-        allow_abbrev=False,
     )
     parser.add_argument("data", metavar="PATH", nargs="+", help="what train.py takes as --data")
     parser.add_argument("--html", metavar="FILE", nargs="?", const=PAGE_NAME, help="also as a page")

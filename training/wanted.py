@@ -189,7 +189,6 @@ def options_from(arguments: Sequence[str], script: dict[str, Any]) -> dict[str, 
     parser = Parser(
         prog="train.py",
         description="Trains a GPT on the first of TinyStories.txt, data.txt and example.txt.",
-        allow_abbrev=False,
     )
     for name, key in KEYS.items():
         parser.add_argument(

@@ -16,7 +16,7 @@ from adapters.lora import adapt, adapter_weights, base_id, plain_weights
 from exchange import adapter_files
 from model import build_transformer
 from storage import checkpoint
-from system.errors import WeightsError
+from system.errors import ConfigError, WeightsError
 from system.process import run_command
 from training.settings import DEFAULTS
 from weights import huggingface_weights
@@ -270,7 +270,10 @@ def test_a_gguf_adapter_says_what_llama_cpp_wants_to_know(tmp_path):
     """Beside the weights alpha and r: it adds alpha / r B A, which is to be ours for each layer."""
     settings = {"r": 2, "target_modules": ["c_fc", "c_attn"], "use_rslora": True}
     theirs_on_disk(tmp_path, **settings, rank_pattern={"h.1.mlp.c_fc": 5})
-    export.main(["--to", "gguf-adapter", str(tmp_path / "a.gguf"), "--adapter", str(tmp_path)])
+    arguments = ["--to", "gguf-adapter", str(tmp_path / "a.gguf"), "--adapter", str(tmp_path)]
+    with pytest.raises(ConfigError, match="no --checkpoint"):
+        export.main([*arguments, "--checkpoint=."])
+    export.main(arguments)
     reader = gguf.GGUFReader(tmp_path / "a.gguf")
     said = {key: reader.get_field(key).contents() for key in ("general.type", "adapter.type")}
     assert said == {"general.type": "adapter", "adapter.type": "lora"}
