@@ -117,7 +117,6 @@ def warnings(facts: Facts, config: dict[str, Any]) -> list[str]:
 
 
 def histogram(facts: Facts) -> list[tuple[str, int]]:
-    """How many documents have how many tokens, by powers of two."""
-    counts = list(enumerate(facts["histogram"]))
-    first = next(bits for bits, count in counts if count)
-    return [(f"{2**bits // 2:,} to {2**bits - 1:,}", count) for bits, count in counts[first:]]
+    """How many documents have how many tokens, by powers of two: those that there are."""
+    counts = enumerate(facts.get("histogram", []))
+    return [(f"{2**bits // 2:,} to {2**bits - 1:,}", count) for bits, count in counts if count]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from corpus.report import histogram
 from generation.comparison import COLUMNS as STATISTICS
 from generation.comparison import COMPARED, HUMAN
 from generation.row import printable
@@ -129,10 +130,9 @@ def rows(values: dict[str, Any]) -> str:
 
 def about(run: RecordedRun) -> Iterator[str]:
     """What the first line of the run's history tells, each part to be opened."""
-    facts = run.head.get("facts", {})
     named = {
         "Data and model": rows(lines_of(run.head.get("about", []))),
-        "Documents by their number of tokens": bars(facts.get("histogram", [])),
+        "Documents by their number of tokens": bars(histogram(run.head.get("facts", {}))),
         "Ways of sampling": comparison(run.head.get("comparison", {})),
         "Memory": memory(run),
         "Environment": rows(run.head.get("environment", {})),
@@ -151,14 +151,13 @@ def lines_of(pairs: Sequence[Sequence[str]]) -> dict[str, str]:
     return found
 
 
-def bars(counts: Sequence[int]) -> str:
-    """A histogram by powers of two."""
-    highest = max(counts, default=0)
+def bars(counts: Sequence[tuple[str, int]]) -> str:
+    """A bar for each named count."""
+    highest = max((count for _, count in counts), default=0)
     lines = [
-        f'<tr><th scope="row">{2**bits // 2:,} to {2**bits - 1:,}<td>{count:,}'
+        f'<tr><th scope="row">{text(name)}<td>{count:,}'
         f'<td class="room"><span class="bar" style="width:{100 * count / highest:.1f}%"></span>'
-        for bits, count in enumerate(counts)
-        if count
+        for name, count in counts
     ]
     return f"<table>{''.join(lines)}</table>" if lines else ""
 

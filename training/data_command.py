@@ -53,7 +53,7 @@ def show(asked: Wanted, page_path: str | None) -> None:
         log(f"{name:>22} {count:>10,} {'#' * -(-BAR * count // highest)}")
     if page_path:
         about = html.section("Text and model", html.rows(html.lines_of(rows)))
-        lengths = html.section(CAPTION, html.bars(corpus.facts["histogram"]))
+        lengths = html.section(CAPTION, html.bars(bars))
         content = html.document(f"{corpus.path.name}: data report", about + lengths)
         write_durably(page_path, lambda file: file.write(content.encode()))
         log(f"\nwritten   {page_path}")
