@@ -113,7 +113,7 @@ def read_corpus(
     return Corpus(
         parts=parts,
         notes=parts.notes(config["data_field"]),
-        train_ids=SplicedIds(parts.train),
+        train_ids=SplicedIds.of_texts(parts.train),
         batches=Batches(
             ConcatDataset(datasets),
             config["batch_size"] * config["grad_accum_steps"],

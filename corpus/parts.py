@@ -70,15 +70,18 @@ class Parts:
     def training_rows(self) -> list[SplicedIds]:
         """The ids of each text of a mixture, or of all joined to one."""
         groups = [[part] for part in self.train] if self.weights else [self.train]
-        return [SplicedIds(group) for group in groups]
+        return [SplicedIds.of_texts(group) for group in groups]
 
     def validation_ids(self, num_tokens: int) -> np.ndarray:
         """So many ids at most: the first ones of each part, by the weights or by the sizes."""
         is_weighted = self.weights and not self.val_texts
         shares = self.weights if is_weighted else [len(part) for part in self.val]
         wanted = [round(num_tokens * share / (sum(shares) or 1)) for share in shares]
-        firsts = [SplicedIds([part])[:count] for part, count in zip(self.val, wanted, strict=True)]
-        return SplicedIds([Runs.all_of(ids) for ids in firsts])[:]
+        firsts = [
+            SplicedIds.of_texts([part])[:count]
+            for part, count in zip(self.val, wanted, strict=True)
+        ]
+        return SplicedIds.of_texts([Runs.all_of(ids) for ids in firsts])[:]
 
     @property
     def sha256(self) -> str:

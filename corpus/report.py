@@ -30,7 +30,9 @@ def facts_of(parts: Parts, tokenizer: GPT2Tokenizer) -> Facts:
     lengths = lengths[is_known] if is_known.any() else lengths
     trained = hashes_in(parts.texts, parts.train)
     held_out = hashes_in(parts.val_texts or parts.texts, parts.val)
-    val, train = (spread_sample(SplicedIds(part), MAX_SAMPLED) for part in (parts.val, parts.train))
+    val, train = (
+        spread_sample(SplicedIds.of_texts(part), MAX_SAMPLED) for part in (parts.val, parts.train)
+    )
     sizes = [*map(len, tokenizer.encoding.token_byte_values()), len(END_OF_TEXT)]
     return {
         "skipped": sum(text.tokens.found["skipped"] for text in every),

@@ -9,15 +9,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from corpus.token_shards import TokenShards
 from tokenizer import END_OF_TEXT_ID
 
 ALL_IDS = np.arange(1 << 16, dtype=np.uint64)
 IS_BLANK = np.isin(ALL_IDS, (197, 198, 199, 200, 201, 220, 628))  # \t \n \v \f \r, space, \n\n
 BLANK = 0  # the hash of a document without a word, which is no copy of another
 BY_PLACE, MIX, HALF = np.uint64(0xD1B54A32D192ED03), np.uint64(0xBF58476D1CE4E5B9), np.uint64(32)
-Row = np.ndarray | TokenShards  # of ids
 OF_ID = (ALL_IDS + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+Row = np.ndarray | Sequence[int]  # of ids: an array, or what is sliced like one
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,24 +76,32 @@ class Runs:
 
 
 class SplicedIds:
-    """Runs of ids as one row, a separator between two texts; a slice of it is an array."""
+    """Runs of ids as one row: it has a length, and slices that are arrays.
+
+    A slice is a copy only where it crosses the border of two runs.
+    """
 
     ndim, dtype = 1, np.dtype(np.uint16)
 
     def __init__(self, parts: Sequence[Runs]) -> None:
-        separator = Runs(np.array([END_OF_TEXT_ID], self.dtype), np.array([0]), np.array([1]))
+        self.rows = [part.row for part in parts]
+        self.row_of_run = np.repeat(np.arange(len(parts)), [len(part.stops) for part in parts])
+        none = np.empty(0, np.int64)
+        self.stops = np.concatenate([none, *(part.stops for part in parts)])
+        starts = np.concatenate([none, *(part.starts for part in parts)])
+        self.ends = np.cumsum(self.stops - starts)  # of the runs, in this row
+
+    @classmethod
+    def of_texts(cls, parts: Sequence[Runs]) -> "SplicedIds":
+        """The same with a separator between two texts, where the first does not end with one."""
+        separator = Runs.all_of(np.array([END_OF_TEXT_ID], cls.dtype))
         joined: list[Runs] = []
         for part in filter(len, parts):
             last = int(joined[-1].stops[-1]) if joined else 0
             if joined and joined[-1].row[last - 1 : last] != END_OF_TEXT_ID:
                 joined.append(separator)
             joined.append(part)
-        self.rows = [part.row for part in joined]
-        self.row_of_run = np.repeat(np.arange(len(joined)), [len(part.stops) for part in joined])
-        none = np.empty(0, np.int64)
-        self.stops = np.concatenate([none, *(part.stops for part in joined)])
-        starts = np.concatenate([none, *(part.starts for part in joined)])
-        self.ends = np.cumsum(self.stops - starts)  # of the runs, in this row
+        return cls(joined)
 
     def __len__(self) -> int:
         return int(self.ends[-1]) if len(self.ends) else 0
@@ -108,7 +115,7 @@ class SplicedIds:
             upto = min(stop, int(self.ends[run]))
             found.append(self.rows[self.row_of_run[run]][at + ahead : upto + ahead])
             at, run = upto, run + 1
-        return np.concatenate(found)[::step]
+        return (found[1] if len(found) == 2 else np.concatenate(found))[::step]
 
 
 def split(texts: Sequence[Documents], val_fraction: float, *, seq_len: int) -> list[Runs]:

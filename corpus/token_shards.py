@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from corpus.known_files import KnownFiles
+from corpus.split import Row, Runs, SplicedIds
 from tokenizer import END_OF_TEXT_ID
 
 MANIFEST_NAME = "manifest.json"
@@ -21,41 +22,16 @@ DOCUMENTS_NAME = "documents.bin"
 NEVER = np.iinfo(POSITION_TYPE).max  # the first position of a token that does not occur
 
 
-class TokenShards:
-    """Several arrays of ids as one: it has a length, and slices that are arrays.
-
-    A slice is a copy only where it crosses the border of two shards.
-    """
-
-    ndim = 1
-
-    def __init__(self, shards: Sequence[np.ndarray]) -> None:
-        self.shards, self.dtype = list(shards), shards[0].dtype
-        self.starts = np.cumsum([0, *map(len, shards)])
-
-    def __len__(self) -> int:
-        return int(self.starts[-1])
-
-    def __getitem__(self, wanted: slice) -> np.ndarray:
-        start, stop, step = wanted.indices(len(self))
-        first = max(0, int(np.searchsorted(self.starts, start, side="right")) - 1)
-        last = int(np.searchsorted(self.starts, stop))
-        pairs = zip(self.starts[first:last], self.shards[first:last], strict=False)
-        parts = [ids[max(0, start - at) : max(0, stop - at)] for at, ids in pairs]
-        ids = parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, self.dtype), *parts])
-        return ids[::step]
-
-
-def joined(shards: Sequence[np.ndarray]) -> np.ndarray | TokenShards:
+def joined(shards: Sequence[np.ndarray]) -> Row:
     """The shards as one row of ids: a single one is itself."""
-    return shards[0] if len(shards) == 1 else TokenShards(shards)
+    return shards[0] if len(shards) == 1 else SplicedIds([*map(Runs.all_of, shards)])
 
 
 @dataclass(frozen=True)
 class Tokens:
     """The ids of a whole text, mapped from disk, and what was found when they were made."""
 
-    ids: np.ndarray | TokenShards  # (N,) uint16, read-only
+    ids: Row  # (N,) uint16, read-only
     text_sha256: str
     found: dict[str, Any]  # plain counts: documents, replaced, ...
     first_seen: np.ndarray  # (V,) int64: where each token occurs first, NEVER if it does not
@@ -65,7 +41,7 @@ class Tokens:
     @cached_property
     def document_ends(self) -> np.ndarray:
         """Positions after a separator, in order, (D,) int64: documents start there."""
-        sizes = [len(shard) for shard in getattr(self.ids, "shards", [self.ids])]
+        sizes = [len(shard) for shard in getattr(self.ids, "rows", [self.ids])]
         starts = accumulate(sizes[:-1], initial=0)
         ends = [ends + start for ends, start in zip(self.shard_ends, starts, strict=True)]
         return np.concatenate(ends)
@@ -89,7 +65,7 @@ def chained(texts: Sequence[Tokens]) -> Tokens:
             hashes[-1] = hashes[-1][:-1]  # nothing follows the last separator
         is_seen = text.first_seen != NEVER
         first_seen[is_seen] = np.minimum(first_seen, text.first_seen + at)[is_seen]
-        shards += getattr(text.ids, "shards", [text.ids])
+        shards += getattr(text.ids, "rows", [text.ids])
         ends += text.shard_ends
         hashes.append(text.document_hashes)
         at += len(text.ids)

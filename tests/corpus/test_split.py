@@ -182,7 +182,7 @@ def test_spliced_ids_are_the_runs_one_after_the_other(texts, start, stop):
         parts.append(runs)
         assert len(runs) == len(ids)
         assert (runs.starts[1:] > runs.stops[:-1]).all()
-    spliced = SplicedIds(parts)
+    spliced = SplicedIds.of_texts(parts)
     assert len(spliced) == len(expected)
     assert spliced[start:stop].tolist() == expected[start:stop]
     assert spliced[:].tolist() == expected

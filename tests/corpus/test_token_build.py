@@ -22,7 +22,7 @@ from corpus.pieces import Piece, document_pieces, in_batches
 from corpus.sources import open_sources
 from corpus.token_build import append_ids, build, read_progress, write_progress
 from corpus.token_cache import load_tokens
-from corpus.token_shards import TokenShards, joined, read_manifest
+from corpus.token_shards import joined, read_manifest
 from corpus.token_workers import Worker, encode, encoded
 from system.errors import ProcessesError
 from tokenizer import END_OF_TEXT, END_OF_TEXT_ID, GPT2Tokenizer
@@ -76,8 +76,7 @@ def test_the_ids_are_those_of_tiktoken_on_the_whole_text(small, tmp_path):
     tokens = load_tokens(open_sources(tmp_path / TEXT_NAME), cache_parents=[tmp_path])
     oracle: tiktoken.Encoding = GPT2Tokenizer().encoding
     assert tokens.ids[:].tolist() == oracle.encode(content, allowed_special={END_OF_TEXT})
-    assert isinstance(tokens.ids, TokenShards)
-    assert len(tokens.ids.shards) > 3
+    assert len(tokens.ids.rows) > 3
 
 
 # shards
@@ -101,7 +100,7 @@ ROW = np.arange(100, dtype=np.uint16)
 def test_shards_are_one_row_of_ids(cuts, data):
     bounds = [0, *sorted(cuts), 100]
     shards = [ROW[a:b] for a, b in pairwise(bounds) if a < b]
-    ids = TokenShards(shards)
+    ids = joined(shards)
     assert (len(ids), ids.ndim, ids.dtype) == (100, 1, np.uint16)
     start, stop = data.draw(st.tuples(st.integers(-120, 120), st.integers(-120, 120)))
     for part in (slice(start, stop), slice(start, None, 3), slice(None, stop)):
@@ -109,7 +108,7 @@ def test_shards_are_one_row_of_ids(cuts, data):
 
 
 def test_a_slice_within_a_shard_copies_nothing():
-    ids = TokenShards([ROW[:60], ROW[60:]])
+    ids = joined([ROW[:60], ROW[60:]])
     assert np.shares_memory(ids[10:60], ROW)
     assert np.shares_memory(ids[60:], ROW)
     assert joined([ROW]) is ROW
