@@ -14,7 +14,7 @@ from generation.decoding import window_start
 from generation.generator import TextGenerator
 from generation.options import OPTIONS, TALK, flag
 from generation.row import Row, printable
-from generation.settings import RULES, Settings
+from generation.settings import RULES, Settings, setting_of
 from storage.run_folder import COMPARISON_NAME
 from system.errors import ConfigError, SamplingError, UserError
 from system.process import is_open, note, only_warn
@@ -110,12 +110,10 @@ def changed(settings: Settings, line: str) -> Settings:
         note(f"error: no such setting (/{word}): /help shows them all")
     else:
         try:
-            number = None if value == "off" else RULES[name].kind(value)
+            number = None if value == "off" else setting_of(name, value)
             return replace(settings, **{name: number})
         except SamplingError as error:
             note(f"error: {error}")
-        except ValueError:
-            note(f"error: {name}={value!r} is not {RULES[name].words}")
     return settings
 
 

@@ -127,3 +127,12 @@ class Settings(Sampling):
 
 
 RULES = {setting.name: setting.metadata["rule"] for setting in fields(Settings) if setting.metadata}
+
+
+def setting_of(name: str, text: Any) -> int | float:
+    """What somebody has typed, as the setting's number; SamplingError where it is none."""
+    rule = RULES[name]
+    try:
+        return rule.kind(text)
+    except (ValueError, OverflowError) as error:  # the latter: of inf as a whole number
+        raise SamplingError(f"{name}={text!r:.99} is not {rule.words}") from error

@@ -12,7 +12,7 @@ from typing import Any
 
 from generation.options import DRAW, OPTIONS, SEARCH, settings_of, text_of
 from generation.scoring import log_probabilities
-from generation.settings import RULES
+from generation.settings import RULES, setting_of
 from reports.gate import HEADERS, HOME, guarded
 from reports.html import text
 from reports.shelf import Shelf
@@ -104,13 +104,8 @@ def value_of(name: str, shown: Any) -> Any:
     """What a control shows, as a setting: nothing is the default, and so is a 0 that it forbids."""
     if name == "stop":
         return [shown] if shown else []
-    rule = RULES[name]
-    if shown in (None, "") or (shown == 0 and not rule.is_right(0)):
-        return OPTIONS[name].default
-    try:
-        return rule.kind(shown)
-    except ValueError as error:
-        raise SamplingError(f"{name}={shown!r:.99} is not {rule.words}") from error
+    is_off = shown in (None, "") or (shown == 0 and not RULES[name].is_right(0))
+    return OPTIONS[name].default if is_off else setting_of(name, shown)
 
 
 def control(name: str) -> Any:
