@@ -1,5 +1,6 @@
 """A model as a GGUF file, llama.cpp's format, and back."""
 
+from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from importlib.metadata import version
@@ -32,56 +33,45 @@ def export_gguf(
     path: str | Path, config: dict[str, Any], model: Transformer, type_name: str
 ) -> str:
     """The receipt of the file, which gets its name when it is compared and on the disk."""
-    path, weights, receipts = as_path(path), gpt2_weights(model), []
+    path, weights = as_path(path), gpt2_weights(model)
 
-    def write(file: BinaryIO) -> None:
+    def fill(writer: Any) -> None:
         import gguf
 
-        with closing(gguf.GGUFWriter(file.name, "gpt2")) as writer:
-            add_facts(writer, path.stem, config, model)
-            add_tokenizer(writer)
-            writer.add_file_type(gguf.LlamaFileType[FILE_TYPES[type_name]])
-            writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-            for name, row in rows_by_name(config["num_layers"]).items():
-                weight = row.turned(weights[row])  # no matrix is transposed in GGUF
-                kind = gguf.GGMLQuantizationType[stored_type(row.ours, weight, type_name)]
-                with np.errstate(all="ignore"):  # the receipt tells what a type cannot hold
-                    data = gguf.quants.quantize(weight.numpy(), kind)
-                writer.add_tensor(name, data, raw_dtype=kind)
-            writer.write_header_to_file()
-            writer.write_kv_data_to_file()
-            writer.write_tensors_to_file()
+        add_facts(writer, path.stem, config, model)
+        add_tokenizer(writer)
+        writer.add_file_type(gguf.LlamaFileType[FILE_TYPES[type_name]])
+        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+        for name, row in rows_by_name(config["num_layers"]).items():
+            weight = row.turned(weights[row])  # no matrix is transposed in GGUF
+            kind = gguf.GGMLQuantizationType[stored_type(row.ours, weight, type_name)]
+            with np.errstate(all="ignore"):  # the receipt tells what a type cannot hold
+                data = gguf.quants.quantize(weight.numpy(), kind)
+            writer.add_tensor(name, data, raw_dtype=kind)
 
-    def verify(part: Path) -> None:
-        receipts.append(compare(model, config, type_name, partial(read_back, part)))
-
-    write_durably(path, write, verify=verify)
-    return receipts[0]
+    return written(
+        path, fill, lambda part: compare(model, config, type_name, partial(read_back, part))
+    )
 
 
 def export_gguf_adapter(path: str | Path, adapter: Adapter) -> str:
     """The receipt of a file for llama.cpp's --lora, which has the adapter alone."""
-    receipts: list[str] = []
     num_layers = 1 + max(int(name.split(".")[1]) for name in adapter.factors)
     names = {row.ours: name for name, row in rows_by_name(num_layers).items()}
     wanted = {names[f"{name}.weight"]: pair for name, pair in adapter.factors.items()}
 
-    def write(file: BinaryIO) -> None:
+    def fill(writer: Any) -> None:
         import gguf
 
-        with closing(gguf.GGUFWriter(file.name, "gpt2")) as writer:
-            writer.add_type(gguf.GGUFType.ADAPTER)
-            writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
-            writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, 1.0)  # which readers divide by r
-            for name, (down, up) in wanted.items():
-                rank = len(down)
-                writer.add_tensor(f"{name}.lora_a", down.numpy())
-                writer.add_tensor(f"{name}.lora_b", (up * adapter.scale_of(rank) * rank).numpy())
-            writer.write_header_to_file()
-            writer.write_kv_data_to_file()
-            writer.write_tensors_to_file()
+        writer.add_type(gguf.GGUFType.ADAPTER)
+        writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+        writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, 1.0)  # which readers divide by r
+        for name, (down, up) in wanted.items():
+            rank = len(down)
+            writer.add_tensor(f"{name}.lora_a", down.numpy())
+            writer.add_tensor(f"{name}.lora_b", (up * adapter.scale_of(rank) * rank).numpy())
 
-    def verify(part: Path) -> None:
+    def receipt_of(part: Path) -> str:
         import gguf
 
         found = {t.name: torch.tensor(t.data) for t in gguf.GGUFReader(part).tensors}
@@ -92,9 +82,27 @@ def export_gguf_adapter(path: str | Path, adapter: Adapter) -> str:
             .max()
             for name, (down, up) in wanted.items()
         ]
-        receipts.append(f"{len(wanted)} matrices, largest difference {max(differences):.1e}")
+        return f"{len(wanted)} matrices, largest difference {max(differences):.1e}"
 
-    write_durably(path, write, verify=verify)
+    return written(path, fill, receipt_of)
+
+
+def written(
+    path: str | Path, fill: Callable[[Any], None], receipt_of: Callable[[Path], str]
+) -> str:
+    """The receipt of a file with what `fill` gives the writer of the gguf package."""
+    receipts: list[str] = []
+
+    def write(file: BinaryIO) -> None:
+        from gguf import GGUFWriter
+
+        with closing(GGUFWriter(file.name, "gpt2")) as writer:
+            fill(writer)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
+
+    write_durably(path, write, verify=lambda part: receipts.append(receipt_of(part)))
     return receipts[0]
 
 
