@@ -178,6 +178,7 @@ PARTS = {  # what measures; the shape and the steps if the command line names no
     "generate": (generate, "gpt2-small", 3),
     "agreement": (agreement, "default", 200),
 }
+ONLY_OF = {"seeds": "recipe", "processes": "scaling"}  # options, each of one part
 OF_TEXTS = {"recipe": measure_recipes, "minutes": measure_minutes}
 
 
@@ -195,7 +196,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         description="\n".join([__doc__, *parts]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("part", choices=[*PARTS, "gpu", *OF_TEXTS, "compare"], help="what is measured")
@@ -246,11 +246,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if part in OF_TEXTS:
         OF_TEXTS[part](given, files, path)
         return
-    if "seeds" in given:
-        raise ConfigError(f"command line: {part} and --seeds: only recipe takes it")
+    for name, owner in ONLY_OF.items():
+        if name in given and part != owner:
+            raise ConfigError(f"command line: {part} and --{name}: only {owner} takes it")
     if len(files) != 2 * (part == "compare"):
         raise ConfigError(f"command line: {part} and {len(files)} files: only compare takes two")
     if part == "compare":
+        if given or path:
+            raise ConfigError(f"command line: compare takes no --{[*given, 'json'][0]}")
         print(record.compare(*map(record.load, files)))
         return
     if part == "gpu":

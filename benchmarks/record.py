@@ -2,19 +2,19 @@
 
 import json
 import os
-import platform
-import re
 import subprocess
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.turns import Rows, Task
 from system.errors import DataError
 from system.files import write_durably
+from system.machine import name_of
 
 ROOT = Path(__file__).parent.parent
-CPU_INFO = Path("/proc/cpuinfo")
 FORMATS = {  # of the columns that end so; the others are rates, as tokens/s is
     "milliseconds": ",.1f",
     "first step, s": ".1f",
@@ -55,7 +55,6 @@ def shown(value: float | list[float], column: str) -> str:
 
 def conditions(task: Task, packages: dict[str, str]) -> dict[str, Any]:
     """Where, when and with what was measured: whatever may explain another number."""
-    models = re.findall("model name.*: (.*)", CPU_INFO.read_text()) if CPU_INFO.exists() else []
     git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
     try:
         commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
@@ -64,7 +63,7 @@ def conditions(task: Task, packages: dict[str, str]) -> dict[str, Any]:
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": commit,
-        "hardware": f"{[*models, platform.processor()][0]}, {os.cpu_count()} processors",
+        "hardware": f"{name_of(torch.device('cpu'))}, {os.cpu_count()} processors",
         "device": str(task.machine()),
         "packages": packages,
         "task": str(task),

@@ -156,6 +156,9 @@ def test_engines_write_the_same_text_again_and_again(name):
         (["train", "--max-seconds", "0"], "max_seconds=0.0 is not above 0"),
         (["compare", "old.json"], "only compare takes two"),
         (["train", "old.json"], "only compare takes two"),
+        (["compare", "old.json", "new.json", "--steps", "3"], "compare takes no --steps"),
+        (["compare", "old.json", "new.json", "--json", "a"], "compare takes no --json"),
+        (["train", "--processes"], "train and --processes: only scaling takes it"),
         (["loss", "--device", "tpu", "--precision", "int4"], "device='tpu'.*; precision='int4'"),
     ],
 )
