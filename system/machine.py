@@ -26,7 +26,6 @@ CGROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 TYPES = ("float32", "bfloat16", "float16")  # of products; one must win over those before it
 NEAR = 1e-2  # what 8 bits of mantissa may lose, as a share of a result's norm
 MOST_ROWS = 2048  # of a matrix that is timed: a longer one is multiplied at the same rate
-SHAPES = ((1024, 768, 3072, 1),)  # where nobody has said which
 Shape = tuple[int, int, int, int]  # (N, K) by (K, M), and how often
 
 
@@ -38,13 +37,6 @@ class Machine:
     dtype: torch.dtype
     reason: str  # for each, in one line
     ways: dict[str, str] = field(default_factory=dict)  # by question; else the first of its table
-
-    @classmethod
-    def choose(cls, device_name: str = "auto", precision: str = "float32") -> "Machine":
-        """A machine on which nothing is measured."""
-        device, reason = choose_device(device_name)
-        dtype = getattr(torch, precision)
-        return cls(device, dtype, f"{device} ({reason}), {precision} (as configured)")
 
     def __str__(self) -> str:
         return self.reason
@@ -177,11 +169,7 @@ def choose_device(wanted: str) -> tuple[torch.device, str]:
 
 
 def choose_precision(
-    device: torch.device,
-    wanted: str,
-    choices: Choices | None = None,
-    *,
-    shapes: Sequence[Shape] = SHAPES,
+    device: torch.device, wanted: str, choices: Choices, *, shapes: Sequence[Shape]
 ) -> Choice:
     """The type of matrix products: the wanted one, or for "auto" the fastest with the shapes."""
     if wanted != "auto":
@@ -191,7 +179,7 @@ def choose_precision(
         for name in TYPES
     }
     try:
-        return (choices or Choices(device, shapes)).of("precision", ways, tolerance=NEAR)
+        return choices.of("precision", ways, tolerance=NEAR)
     except Exception:  # torch has a dozen kinds of them
         if device.type != "cuda":
             raise

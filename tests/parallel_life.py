@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from machines import plain_machine
 from tiny_run import CONFIG, train_quickly, without_plots
 from torch import Tensor, nn
 
 from model import Transformer, build_transformer
-from system.machine import Machine
 from system.process import run_command
 from training import team
 from training.engines import whole
@@ -132,7 +132,7 @@ def save_gradients(path: str, parallel: str, cases: list[tuple[int, int]]) -> No
     """The gradients by all processes for so many rows, of which so many are computed at once."""
     found = []
     with joined() as team:
-        machine = Machine.choose(team.start("cpu"))
+        machine = plain_machine(team.start("cpu"))
         for num_rows, batch_size in cases:
             batch, model = rows_and_model(num_rows)
             config = {**CONFIG, "parallel": parallel, "batch_size": batch_size}
@@ -150,7 +150,7 @@ def save_overflow(path: str, parallel: str) -> None:
     """
     said, (batch, model) = [], rows_and_model(5)
     with joined() as team:
-        machine = Machine.choose(team.start("cpu"), "float16")
+        machine = plain_machine(team.start("cpu"), "float16")
         learner = Learner(model, machine, {**CONFIG, "parallel": parallel}, team=team)
         learner.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=2)
         forward = model.final_norm.forward

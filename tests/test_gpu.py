@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from machines import plain_machine
 from tiny_model import SIZES, T, V, clear_model, tokens_of
 from tiny_run import train_quickly
 
 from generation.fast_weights import prepared
 from model import num_parameters
 from storage import checkpoint
-from system.machine import Machine
 from training.learner import Learner, dropout_seeds
 from training.settings import DEFAULTS
 
@@ -28,7 +28,7 @@ def exact_products():
 def learned(device: str, precision: str, **changes) -> tuple[list[float], torch.Tensor]:
     """Losses of six updates of a small model, and its weights afterwards."""
     config = {**DEFAULTS, **SIZES, "dropout": 0.0, "batch_size": 3, "compile": "off", **changes}
-    machine = Machine.choose(device, precision)
+    machine = plain_machine(device, precision)
     learner = Learner(clear_model().train().to(device), machine, config)
     draws = torch.Generator().manual_seed(1)
     losses = []

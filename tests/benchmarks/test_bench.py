@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from machines import plain_machine
 
 import bench
 from benchmarks import generate_peers, gpu, record, train_peers
@@ -24,7 +25,7 @@ TEXT = {"batch_size": 2, "seq_len": 7, "vocab_size": 131, "num_used": 11}
 SIZES = {**MODEL, **TEXT, "steps": 2, "device": "cpu", "precision": "float32"}
 TINY = [f"--{name.replace('_', '-')}={value}" for name, value in SIZES.items()]
 TASK = Task(**SIZES)
-CPU = Machine.choose("cpu", "float32")
+CPU = plain_machine()
 NANOGPT = """
 import torch
 

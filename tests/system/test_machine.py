@@ -4,11 +4,11 @@ from functools import partial
 
 import pytest
 import torch
+from machines import plain_machine
 
 from system import choice, machine
-from system.choice import Piece
+from system.choice import Choice, Choices, Piece
 from system.errors import ConfigError
-from system.machine import Machine
 
 
 @pytest.fixture
@@ -18,10 +18,8 @@ def no_gpu(monkeypatch):
 
 
 def test_without_a_gpu_the_cpu_is_chosen_and_said_why(no_gpu):
-    machine = Machine.choose(precision="float32")
-    assert (machine.device, machine.dtype) == (torch.device("cpu"), torch.float32)
-    threads = torch.get_num_threads()
-    assert str(machine) == f"cpu (no GPU found, {threads} threads), float32 (as configured)"
+    reason = f"no GPU found, {torch.get_num_threads()} threads"
+    assert machine.choose_device("auto") == (torch.device("cpu"), reason)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +38,7 @@ def test_auto_takes_cuda_before_mps_before_the_cpu(monkeypatch, has_cuda, has_mp
 @pytest.mark.parametrize("name", ["cuda", "cuda:1", "mps", "gpu", "cuda:x", "cpu:3", "meta", ""])
 def test_a_device_that_is_not_here_is_refused_by_name(no_gpu, name):
     with pytest.raises(ConfigError, match=rf"\(device={name}\): set it to auto"):
-        Machine.choose(name)
+        machine.choose_device(name)
 
 
 def test_a_card_beyond_the_last_is_refused_by_name(monkeypatch):
@@ -49,6 +47,11 @@ def test_a_card_beyond_the_last_is_refused_by_name(monkeypatch):
     assert machine.choose_device("cuda:1")[0] == torch.device("cuda:1")
     with pytest.raises(ConfigError, match=r"\(device=cuda:2\)"):
         machine.choose_device("cuda:2")
+
+
+def precision_on(device: str, wanted: str = "auto") -> Choice:
+    shapes = [(512, 256, 512, 1)]
+    return machine.choose_precision(torch.device(device), wanted, Choices(), shapes=shapes)
 
 
 @pytest.fixture
@@ -95,7 +98,7 @@ def measured(monkeypatch):
 )
 def test_auto_precision_is_what_is_multiplied_fastest(measured, device, rates, line):
     measured |= rates
-    assert str(machine.choose_precision(torch.device(device), "auto")) == line
+    assert str(precision_on(device)) == line
 
 
 @pytest.mark.parametrize(
@@ -108,12 +111,12 @@ def test_auto_precision_is_what_is_multiplied_fastest(measured, device, rates, l
 )
 def test_a_card_on_which_nothing_can_be_measured_is_asked(monkeypatch, capability, line):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert str(machine.choose_precision(torch.device("cuda"), "auto")) == line
+    assert str(precision_on("cuda")) == line
 
 
 def test_a_configured_precision_is_not_measured(measured, monkeypatch):
     monkeypatch.setattr(choice, "fastest", None)
-    precision = machine.choose_precision(torch.device("cpu"), "float16")
+    precision = precision_on("cpu", "float16")
     assert str(precision) == "float16 (as configured)"
 
 
@@ -132,7 +135,7 @@ def test_products_are_those_of_the_layers_and_their_gradients(dtype):
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 def test_products_run_in_the_machines_type_and_only_float16_is_scaled(precision):
-    machine = Machine.choose("cpu", precision)
+    machine = plain_machine(precision=precision)
     x = torch.ones(2, 2)
     with machine.autocast():
         assert (x @ x).dtype == getattr(torch, precision)
@@ -140,4 +143,4 @@ def test_products_run_in_the_machines_type_and_only_float16_is_scaled(precision)
 
 
 def test_memory_in_use_is_at_least_what_torch_needs():
-    assert 50e6 < Machine.choose("cpu").memory_in_use() < 1e12
+    assert 50e6 < plain_machine().memory_in_use() < 1e12

@@ -4,13 +4,13 @@ import shutil
 
 import pytest
 import torch
+from machines import plain_machine
 from tiny_run import train_quickly
 from torch.utils.checkpoint import checkpoint
 
 import model as model_module
 from model import ATTENTIONS, build_transformer, dropout_mask
 from storage import checkpoint as storage
-from system.machine import Machine
 from tokenizer import END_OF_TEXT
 from training.learner import Learner
 from training.loss import DocumentsApart, NextTokenLoss
@@ -141,7 +141,7 @@ def test_other_documents_change_no_bit_of_a_document_also_with_dropout(attention
 def test_compiled_they_are_the_same(attention):
     model = tiny(dropout=0.4, attention=attention)
     objective, seeds = NextTokenLoss(model, separator=SEPARATOR), torch.arange(4)
-    compiled = Machine.choose("cpu", "float32").compiled(objective, "on")
+    compiled = plain_machine().compiled(objective, "on")
     assert compiled is not objective
     ours = gradients(model, compiled(*batch(), num_tokens=40, seeds=seeds))
     eager = gradients(model, objective(*batch(), num_tokens=40, seeds=seeds))
@@ -206,7 +206,7 @@ def test_a_run_with_masks_learns_alike_however_its_batch_is_divided(place):
 @pytest.mark.parametrize("num_ids", [2, T + 1, 40])
 def test_an_evaluation_is_the_mean_over_what_the_documents_alone_predict(num_ids):
     ids = torch.tensor(ROWS).flatten()[:num_ids]
-    machine = Machine.choose("cpu", "float32")
+    machine = plain_machine()
     config = {**DEFAULTS, "seq_len": T, "batch_size": 2, "compile": "off"}
     model = tiny()
     learner = Learner(model, machine, config, separator=SEPARATOR)

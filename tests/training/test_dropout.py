@@ -5,11 +5,11 @@ from functools import partial
 
 import pytest
 import torch
+from machines import plain_machine
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from model import ATTENTIONS, Dropout, Transformer, build_transformer, dropout_mask, hashed
-from system.machine import Machine
 from training.learner import Learner, dropout_seeds
 from training.settings import DEFAULTS
 
@@ -118,7 +118,7 @@ def test_gradients_are_the_same_for_every_size_of_a_micro_batch(attention):
     model, results = dropping_model(attention), []
     for batch_size in (8, 4, 3, 1):
         config = {**DEFAULTS, "batch_size": batch_size, "seq_len": T}
-        learner = Learner(model, Machine.choose("cpu", "float32"), config)
+        learner = Learner(model, plain_machine(), config)
         model.use_attention(attention)
         learner.accumulate_gradients(*some_batch(), dropout_seeds(0, 5, B))
         results.append(gradients_of(model))
@@ -148,7 +148,7 @@ def test_recomputed_activations_have_the_same_masks(attention):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # the compiler's
 def test_a_compiled_model_computes_activations_twice_to_the_same_gradients(attention, monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-    machine, results = Machine.choose("cpu", "float32"), []
+    machine, results = plain_machine(), []
     for is_compiled, is_twice in (("off", False), ("off", True), ("on", True)):
         changes = {"compile": is_compiled, "checkpoint_activations": is_twice}
         config = {**DEFAULTS, "batch_size": B, "seq_len": T, **changes}

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from machines import plain_machine
 
 import train
 from system.errors import OutOfRoomError
-from system.machine import Machine
 from training import capacity, estimate
 from training.estimate import Block, peak_bytes
 from training.settings import DEFAULTS
@@ -28,7 +28,7 @@ torch.set_num_threads(1)
 (C, H, L, B, T, V), precision, twice = json.loads(sys.argv[1])
 sizes = {"seq_len": T, "embedding_dim": C, "num_layers": L, "num_heads": H, "batch_size": B}
 config = {**DEFAULTS, **sizes, "ffn_hidden_dim": 4 * C, "checkpoint_activations": twice}
-machine = Machine.choose("cpu", precision)
+machine = Machine(torch.device("cpu"), getattr(torch, precision), "")
 expected = estimate.peak_of(config, V, machine, 1)
 model = build_transformer(V, T, C, L, H, 0.1, 4 * C)
 learner, ids = Learner(model, machine, config), torch.randint(V, (B, T + 1))
@@ -90,7 +90,7 @@ def test_so_it_is_beside_a_base_in_few_bits(tmp_path, run_python, sizes, precisi
 
 
 def test_more_devices_and_fewer_activations_take_less():
-    machine = Machine.choose("cpu", "float32")
+    machine = plain_machine()
     config = {**DEFAULTS, "embedding_dim": 768, "num_layers": 12, "num_heads": 12}
     block = Block(weights=28_000_000, kept_per_window=20_000_000, kept=3_000_000)
 
@@ -117,7 +117,7 @@ def test_a_model_is_refused_only_where_its_parts_are_too_large(monkeypatch, para
 
 
 def test_a_block_keeps_as_much_for_every_window():
-    machine = Machine.choose("cpu", "float32")
+    machine = plain_machine()
     config = {**DEFAULTS, "seq_len": 16, "embedding_dim": 12, "num_heads": 3}
     block = Block.measured({**config, "ffn_hidden_dim": 20}, machine)
     assert block.weights == 4 * (4 * 12 * 12 + 4 * 12 + 2 * 12 * 20 + 12 + 20 + 4 * 12)

@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
+from machines import plain_machine
 from torch import Tensor
 
 from model import Transformer, build_transformer
-from system.machine import Machine
 from training.learner import Learner
 from training.settings import DEFAULTS
 
@@ -38,7 +38,7 @@ def naive_mean_loss(model: Transformer, ids: Tensor) -> float:
 
 def learner_of(model: Transformer, batch_size: int, **config: str) -> Learner:
     sizes = {"seq_len": T, "batch_size": batch_size, "compile": "off"}
-    return Learner(model, Machine.choose("cpu", "float32"), {**DEFAULTS, **sizes, **config})
+    return Learner(model, plain_machine(), {**DEFAULTS, **sizes, **config})
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])

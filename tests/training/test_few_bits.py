@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from machines import plain_machine
 from test_resume import stop_before
 from test_tuning import LORA, WHOLE, start_weights
 from tiny_model import SIZES
@@ -13,7 +14,6 @@ from exchange import adapter_files
 from exchange.pretrained import from_safetensors
 from storage import checkpoint
 from system.errors import ConfigError
-from system.machine import Machine
 from training.capacity import Learning, outline
 from training.estimate import Block
 from training.loss import NextTokenLoss
@@ -89,7 +89,7 @@ def test_the_matrices_named_are_those_of_the_model_without_adapters():
 
 
 def test_frozen_matrices_keep_nothing_for_the_backward_pass():
-    machine = Machine.choose("cpu", "bfloat16")
+    machine = plain_machine(precision="bfloat16")
     kept = [
         Block.measured(tuned_config(base_precision=precision), machine)
         for precision in ("float32", "int8")

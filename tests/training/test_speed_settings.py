@@ -14,7 +14,7 @@ from training.wanted import wanted
 COMPILE = """
 import torch
 from system.machine import Machine
-module = Machine.choose("cpu", "float32").compiled(torch.nn.Linear(2, 2), "on")
+module = Machine(torch.device("cpu"), torch.float32, "").compiled(torch.nn.Linear(2, 2), "on")
 print(module(torch.zeros(1, 2)).shape)
 """
 

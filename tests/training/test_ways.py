@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from machines import plain_machine
 from tiny_run import REPOSITORY, fingerprint, prepare
 
 from system import choice
 from system.choice import Choice, Choices, Piece
-from system.machine import Machine, products
+from system.machine import products
 from training import begin, store, ways
 from training.settings import DEFAULTS
 from training.wanted import wanted
@@ -54,7 +55,7 @@ def measured(monkeypatch) -> list[tuple[str, ...]]:
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_all_ways_give_the_same(precision):
-    machine = Machine.choose("cpu", precision)
+    machine = plain_machine(precision=precision)
     config = {**CONFIG, "batch_size": 40}  # tokens for more than one size of chunks
     for question, table in ways.tables(config, NUM_ROWS, machine).items():
         results = [make(0.5)[0].run() for make in table.values()]
