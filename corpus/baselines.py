@@ -64,10 +64,8 @@ def bigram(train: np.ndarray, val: np.ndarray, alone: np.ndarray) -> np.ndarray:
     """p(w | h) of each token of `val` (N,) after the one before it, (N - 1,)."""
     V = len(alone)
     pairs, counts = np.unique(train[:-1] * V + train[1:], return_counts=True)
-    num_after, num_kinds = (
-        np.bincount(train[:-1], minlength=V),
-        np.bincount(pairs // V, minlength=V),
-    )
+    num_after = np.bincount(train[:-1], minlength=V)
+    num_kinds = np.bincount(pairs // V, minlength=V)
     h, w = val[:-1], val[1:]
     place = np.searchsorted(pairs, h * V + w).clip(max=len(pairs) - 1)
     count = np.where(pairs[place] == h * V + w, counts[place], 0)

@@ -13,15 +13,7 @@ from corpus import token_parts
 from corpus.listing import is_in_parts
 from corpus.notes import remembered
 from corpus.sources import Sources, lines_about, opened
-from corpus.split import (
-    Documents,
-    Runs,
-    SplicedIds,
-    apart_from,
-    as_bounds,
-    from_bounds,
-    split,
-)
+from corpus.split import Documents, Runs, SplicedIds, apart_from, as_bounds, from_bounds, split
 from corpus.text import shown_path, validation_text_of
 from corpus.token_build import VERSION
 from corpus.token_cache import Tokens, load_tokens

@@ -32,10 +32,7 @@ class TensorBoard:
     """Writes event files from the first line on; what an earlier life wrote after it is purged."""
 
     def __init__(
-        self,
-        folder: Path,
-        head: Callable[[], Line],
-        tensors: Callable[[], dict[str, Tensor]],
+        self, folder: Path, head: Callable[[], Line], tensors: Callable[[], dict[str, Tensor]]
     ) -> None:
         sys.modules.setdefault(NO_TENSORFLOW, ModuleType(NO_TENSORFLOW))
         try:

@@ -8,13 +8,7 @@ from pathlib import Path
 from generation.row import printable
 from reports.history import History
 from storage.checkpoint import FINAL_NAME
-from storage.run_folder import (
-    ADAPTER_NAME,
-    COMPARISON_NAME,
-    HISTORY_NAME,
-    PLOT_NAME,
-    REPORT_NAME,
-)
+from storage.run_folder import ADAPTER_NAME, COMPARISON_NAME, HISTORY_NAME, PLOT_NAME, REPORT_NAME
 from system.process import is_open, log
 
 FILES = {  # what a run leaves for people, in the order of the last table

@@ -27,10 +27,7 @@ class WeightsAndBiases:
     """Writes into the folder `wandb`; WANDB_MODE=online in the environment sends it as well."""
 
     def __init__(
-        self,
-        folder: Path,
-        head: Callable[[], Line],
-        tensors: Callable[[], dict[str, Tensor]],
+        self, folder: Path, head: Callable[[], Line], tensors: Callable[[], dict[str, Tensor]]
     ) -> None:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # no reports of crashes to others
         try:
