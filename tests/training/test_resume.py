@@ -39,7 +39,7 @@ def history_of(path: Path) -> dict:
     return checkpoint.load(path)["history"]
 
 
-@pytest.mark.parametrize(("name", "steps"), [("adamw", (1, 7, 11)), ("muon", (1, 7))])
+@pytest.mark.parametrize(("name", "steps"), [("adamw", (1, 7)), ("muon", (7,))])
 def test_stopped_and_resumed_is_the_run_that_never_stopped(place, monkeypatch, name, steps):
     expected = fingerprint(train_quickly(optimizer=name))
     for step in steps:
