@@ -25,6 +25,7 @@ from training.memory import NO_ROOM, recompute_activations
 from training.optim import build_optimizer, clip_gradients, set_learning_rate
 from training.processes import ALONE, Processes
 
+GRADIENTS = ("exp_avg", "momentum")  # what optimizers call their mean of them
 MOST_TRIES = 3
 PIECE, EVALUATED, RECOMPUTED = "piece_size", "evaluation_size", "checkpoint_activations"
 
@@ -63,14 +64,21 @@ class Learner:
         self.scaler = machine.gradient_scaler()
 
     def update(
-        self, inputs: Tensor, targets: Tensor, *, learning_rate: float, seeds: Tensor
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        *,
+        learning_rate: float,
+        seeds: Tensor,
+        share: float = 1.0,
     ) -> UpdateRecord:
         """Learns from rows of the table (B, T), whose dropout is a function of `seeds` (B,).
 
-        NonFiniteError leaves the weights as they were.
+        The rate is for a whole batch, of which the rows are a `share`: each row counts as much as
+        in another one. NonFiniteError leaves the weights as they were.
         """
         start = time.perf_counter()
-        set_learning_rate(self.optimizer, learning_rate)
+        set_learning_rate(self.optimizer, learning_rate * share)
         loss = self.accumulate_gradients(inputs, targets, seeds)
         self.scaler.unscale_(self.optimizer)
         norm = clip_gradients(self.model.parameters(), self.config["max_grad_norm"])
@@ -203,6 +211,18 @@ class Learner:
             self.memory[RECOMPUTED] = True
             recompute_activations(self.model)
             self.engine.renew(self.config)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights, and what the optimizer keeps of their gradients: a mean of the latest."""
+        if self.engine.is_sharded:  # no process has all of them
+            return {}
+        named = dict(self.model.named_parameters())
+        found = {f"weights/{name}": weight for name, weight in named.items()}
+        for name, weight in named.items():
+            kept = self.optimizer.state.get(weight, {})
+            for gradient in (kept[key] for key in GRADIENTS if key in kept):
+                found[f"gradients/{name}"] = gradient
+        return found
 
 
 def dropout_seeds(seed: int, step: int, num_rows: int) -> Tensor:

@@ -38,7 +38,6 @@ from training.progress import Progress
 from training.schedule import learning_rate_at, tolerance_at
 
 BASELINES_SECONDS = 1.0  # that a report waits for them: on a large text the first has none
-GRADIENTS = ("exp_avg", "momentum")  # what optimizers call their mean of them
 NUM_PACED = 20  # updates of a process that tell how long the rest will take
 SAMPLING = {**SAMPLE, "seed": 0}  # samples differ by the model alone
 
@@ -76,7 +75,7 @@ class Run:
         self.recorders = {HISTORY_NAME: HistoryFile(self.folder / HISTORY_NAME, self.head)}
         for name, recorder in {"tensorboard": TensorBoard, "wandb": WeightsAndBiases}.items():
             if config[name]:
-                self.recorders[name] = recorder(self.folder, self.head, self.tensors)
+                self.recorders[name] = recorder(self.folder, self.head, learner.tensors)
         self.sinks = {  # all that shows the run, each by the name of what would be missing
             "report": terminal.show,
             PLOT_NAME: partial(plot.draw, self.folder / PLOT_NAME, self.caption),
@@ -102,10 +101,11 @@ class Run:
         self.progress.start()
         rate, progress = self.learning_rate(self.step), self.share(self.step)
         inputs, targets = self.next_batch()
-        seeds = dropout_seeds(self.config["seed"], self.step, len(inputs))
+        given = {"seeds": dropout_seeds(self.config["seed"], self.step, len(inputs))}
+        given |= {"learning_rate": rate, "share": len(inputs) / self.corpus.batches.num_rows}
         try:
             with self.progress.timed("update"):
-                record = self.learner.update(inputs, targets, learning_rate=rate, seeds=seeds)
+                record = self.learner.update(inputs, targets, **given)
         except NonFiniteError as error:
             text = self.tokenizer.decode(self.corpus.batches[self.step][0][0].tolist())[:60]
             raise NonFiniteError(
@@ -271,18 +271,6 @@ class Run:
             log(f"{comparison}\n")
             with only_warn(f"no {COMPARISON_NAME}"):
                 plot_comparison(self.folder / COMPARISON_NAME, comparison)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Weights, and what the optimizer keeps of their gradients: a mean of the latest."""
-        if self.learner.engine.is_sharded:  # no process has all of them
-            return {}
-        named = dict(self.learner.model.named_parameters())
-        found = {f"weights/{name}": weight for name, weight in named.items()}
-        for name, weight in named.items():
-            kept = self.learner.optimizer.state.get(weight, {})
-            for gradient in (kept[key] for key in GRADIENTS if key in kept):
-                found[f"gradients/{name}"] = gradient
-        return found
 
     def write_report(self) -> None:
         """Puts all that the run has shown into one page."""

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 
-PLATEAU = 0.05  # of a loss at the highest rate, if all of that is yet to fall (docs/recipe.md)
+PLATEAU = 0.03  # of a loss at the highest rate, if all of that is yet to fall (docs/recipe.md)
 DECAY_PART = 0.2  # the share of the steps in which the "decay" schedule falls
 SCHEDULES: dict[str, Callable[[float], float]] = {  # progress in [0, 1] -> what is left of the rate
     "constant": lambda progress: 1.0,

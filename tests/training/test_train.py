@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny_run import CONFIG, canonical, train_quickly
@@ -14,6 +15,7 @@ from model import Transformer
 from reports.history import History
 from storage import checkpoint
 from system.errors import OutputError
+from training.optim import set_learning_rate
 from training.settings import DEFAULTS
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -97,7 +99,8 @@ def steps_of(printed: str) -> list[int]:
 
 
 def test_without_a_better_evaluation_a_run_stops_and_the_best_weights_are_final(place, capsys):
-    path = train_quickly(learning_rate=0.3, eval_freq=4, patience=2, num_epochs=8)
+    worsens = {"learning_rate": 0.3, "lr_schedule": "constant"}
+    path = train_quickly(**worsens, eval_freq=4, patience=2, num_epochs=8)
     steps = steps_of(capsys.readouterr().out)
     best, final = checkpoint.load(place / checkpoint.BEST_NAME), checkpoint.load(path)
     assert 0 < best["step"] == final["step"] == steps[-3] < 30  # of 48: two were no better
@@ -109,6 +112,23 @@ def test_a_plateau_ends_a_run_only_where_the_rate_will_not_fall(place, capsys, s
     stays = {"learning_rate": 1e-12, "lr_schedule": schedule, "max_steps": 12, "num_epochs": 8}
     train_quickly(**stays, eval_freq=4, patience=1)
     assert steps_of(capsys.readouterr().out)[-1] == last_step
+
+
+def test_a_batch_of_fewer_windows_moves_the_weights_by_less(place, monkeypatch, capsys):
+    rates = []
+
+    def noted(optimizer, rate):
+        rates.append(rate)
+        set_learning_rate(optimizer, rate)
+
+    monkeypatch.setattr("training.learner.set_learning_rate", noted)
+    same = {"learning_rate": 1e-3, "lr_schedule": "constant", "warmup_steps": 0}
+    path = train_quickly(**same, batch_size=5, grad_accum_steps=2, num_epochs=2)
+    rates = rates[-steps_of(capsys.readouterr().out)[-1] :]  # without those of timed updates
+    rows = np.array(history_of(path).num_tokens) // CONFIG["seq_len"]
+    assert rows.max() == 10
+    assert rows.min() < 10  # the last batch of an epoch is smaller
+    assert rates[: len(rows)] == pytest.approx(1e-3 * rows / 10)
 
 
 def test_an_output_folder_that_is_missing_is_made_whatever_its_letters(place):
