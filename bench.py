@@ -206,7 +206,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--processes", action="store_true", help="scaling: one a core beside one for all cores")
     add("--compiled", action="store_true", help="train: torch.compile'd rows as well")
     add("--nanogpt", type=as_path, metavar="DIR", help="train, minutes: this checkout takes part")
-    add("--only", metavar="PATTERN", help="rows whose names this regular expression finds")
+    add(
+        "--only",
+        type=expression,
+        metavar="PATTERN",
+        help="rows whose names this regular expression finds",
+    )
     add("--max-seconds", type=float, help="recipe, minutes: of a training; else the end")
     for name, default in OPTIONS.items():
         values = " or ".join(dict.fromkeys(str(getattr(shape, name)) for shape in SHAPES.values()))
@@ -217,6 +222,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def versions() -> dict[str, str]:
     """Of the packages whose speed is measured, those that are installed."""
     return {name: version(name) for name, *_ in ENGINES.values() if any(distributions(name=name))}
+
+
+def expression(text: str) -> str:
+    """The text, where it is a regular expression."""
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text} is no regular expression ({error})") from error
+    return text
 
 
 def task_of(given: dict[str, Any], shape: str, steps: int) -> Task:
@@ -231,10 +245,6 @@ def task_of(given: dict[str, Any], shape: str, steps: int) -> Task:
         problems.append(f"max_seconds={task.max_seconds} is not above 0")
     if task.nanogpt and not (task.nanogpt / "model.py").exists():
         problems.append(f"nanogpt={task.nanogpt} has no model.py: name a checkout's folder")
-    try:
-        re.compile(task.only)
-    except re.error as error:
-        problems.append(f"only={task.only} is no regular expression ({error})")
     if problems:
         raise ConfigError("command line: " + "; ".join(problems))
     return task

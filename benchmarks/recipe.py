@@ -1,5 +1,6 @@
 """What a recipe is worth: runs of train.py that differ in a few keys, each told by its loss."""
 
+import re
 import statistics
 import subprocess
 import sys
@@ -46,7 +47,7 @@ def measure_recipes(given: dict[str, Any], texts: Sequence[Path], path: Path | N
     num_seeds, only = given.pop("seeds", 1), given.pop("only", "")
     seconds = given.pop("max_seconds", None)
     time_limit = {} if seconds is None else {"max_minutes": seconds / 60}
-    chosen = {name: changes for name, changes in RECIPES.items() if only in name}
+    chosen = {name: changes for name, changes in RECIPES.items() if re.search(only, name)}
     problems = [f"recipe takes no --{name.replace('_', '-')}" for name in given]
     problems += [f"seeds={num_seeds} is not a whole number >= 1"] if num_seeds < 1 else []
     problems += [] if seconds is None or seconds > 0 else [f"max_seconds={seconds} is not above 0"]

@@ -153,7 +153,7 @@ def test_engines_write_the_same_text_again_and_again(name):
         (["train", "--num-heads", "3"], "not a multiple of num_heads=3"),
         (["train", "--num-used", "60000"], r"num_used=60000 is not in \[1, vocab_size=50257\]"),
         (["train", "--nanogpt", "nowhere"], "nanogpt=nowhere has no model.py"),
-        (["train", "--only", "("], r"only=\( is no regular expression"),
+        (["train", "--only", "("], r"only: \( is no regular expression"),
         (["train", "--max-seconds", "0"], "max_seconds=0.0 is not above 0"),
         (["compare", "old.json"], "only compare takes two"),
         (["train", "old.json"], "only compare takes two"),

@@ -28,6 +28,7 @@ def test_every_recipe_is_a_config_that_can_be_trained():
         (["--batch-size", "4"], "recipe takes no --batch-size"),
         (["--seeds", "0"], "seeds=0 is not a whole number >= 1"),
         (["--max-seconds", "-1"], "max_seconds=-1.0 is not above 0"),
+        (["--only", "["], r"only: \[ is no regular expression"),
         (["--only", "Lion"], "only=Lion is in none of: the default, "),
     ],
 )

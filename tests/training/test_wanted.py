@@ -64,6 +64,7 @@ def test_wrong_value_on_the_command_line_is_named(option):
         ("--seqlen=16 --qqq", "command line: unknown key 'seqlen', did you mean seq_len?; unknown "
          "key 'qqq'"),
         ("batch_size 16", "command line: stray argument 'batch_size'"),
+        ("--seq_len=--", "--seq_len=--: -- is no value: see train.py --help"),
         ("--qqq 16 --dropout 2", "command line: unknown key 'qqq'; dropout=2 is not a number in "
          "[0, 1)"),
     ],
