@@ -5,6 +5,7 @@ torch would cast the matrix for each product anew, and have float32 multiplied b
 Shapes: N rows, I in_features, O out_features.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -35,6 +36,15 @@ class FrozenProduct(nn.Module):
         bias = None if bias is None else bias.detach().to(x.dtype)
         return _Product.apply(x, *self.laid_out(x, weight.detach()), bias)
 
+    def cast(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        """W in the type, cast again only after it has changed: for products with room for no more.
+
+        In a layout of oneDNN both directions would take three times as much.
+        """
+        if weight.dtype == dtype or not self.may_keep or torch.compiler.is_compiling():
+            return weight.to(dtype)
+        return self.once(weight, dtype, lambda: (weight.detach().to(dtype),))[0]
+
     def gradient(self, d_y: Tensor, weight: Tensor) -> Tensor:
         """d_y W (N, I), where it serves."""
         return product(d_y, self.laid_out(d_y, weight.detach())[1])
@@ -43,11 +53,20 @@ class FrozenProduct(nn.Module):
         """W and its transpose as the kernel takes them for rows like these."""
         if x.dtype == weight.dtype:
             return weight, weight.T
-        key = x.dtype, weight.data_ptr(), weight._version
-        if key != self.made_of:
+
+        def packed() -> tuple[Tensor, ...]:
             narrow, pack = weight.to(x.dtype), torch.ops.mkldnn._reorder_linear_weight.default
-            self.matrices = pack(narrow, len(x)), pack(narrow.T, len(x))
-            self.made_of = key
+            return pack(narrow, len(x)), pack(narrow.T, len(x))
+
+        return self.once(weight, x.dtype, packed)
+
+    def once(
+        self, weight: Tensor, dtype: torch.dtype, make: Callable[[], tuple[Tensor, ...]]
+    ) -> tuple[Tensor, ...]:
+        """What `make` returns, kept as long as W is the same."""
+        key = dtype, weight.data_ptr(), weight._version
+        if key != self.made_of:
+            self.matrices, self.made_of = make(), key
         return self.matrices
 
     @property

@@ -13,7 +13,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from adapters.products import FrozenProduct, has_kernel
+from adapters.products import FrozenProduct
 from model import ATTENTIONS
 from system.machine import Machine
 from training.capacity import Learning, outline
@@ -80,9 +80,7 @@ def peak_bytes(
     chunk = min(int(machine.ways.get("chunk_size", CHUNK_SIZE)), B * T)
     logits = chunk * num_rows * itemsize + B * T * C * (8 + itemsize)
     is_copied = itemsize < 4 or learns.has_packed_table
-    is_kept = is_cpu and not learns.has_table and not learns.has_packed_table
-    num_copies = 3 if is_kept and has_kernel(machine.dtype) else 1  # of which one goes again
-    head_copy = num_copies * num_rows * C * itemsize if is_copied else 0
+    head_copy = num_rows * C * itemsize if is_copied else 0
     states = weights - learns.packed_bytes + learns.moment_bytes
     gradients = 4 * learns.num_weights
     is_spread = num_devices > 1 and config["parallel"] == "fsdp"

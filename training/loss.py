@@ -104,11 +104,16 @@ class NextTokenLoss(nn.Module):
 
     def _head(self, x: Tensor, weight: Tensor | None) -> "Head":
         """The head with the products that suit it."""
-        if weight is not None and not weight.requires_grad and self.product.serves(x, weight):
+        is_frozen = weight is not None and not weight.requires_grad
+        if is_frozen and x.dtype == weight.dtype and self.product.serves(x, weight):
             own = {"weight": weight}
             return Head(weight, partial(self.product, **own), partial(self.product.gradient, **own))
-        is_packed = weight is None
-        table = self.model.input_embedding.table(x.dtype) if is_packed else weight.to(x.dtype)
+        if is_frozen:
+            table = self.product.cast(weight, x.dtype)
+        elif weight is None:  # in few bits
+            table = self.model.input_embedding.table(x.dtype)
+        else:
+            table = weight.to(x.dtype)
         width = -(-len(table) // ALIGNED_ROWS) * ALIGNED_ROWS
         buffer = x.new_empty(min(self.chunk_size, len(x)), width)[:, : len(table)]
 
