@@ -67,7 +67,7 @@ TUNED = [
     *(
         pytest.param((*sizes, 256, 50257), "bfloat16", twice, base, marks=pytest.mark.slow)
         for sizes in ((768, 12, 12, 1), (1024, 16, 24, 1), (1280, 20, 12, 2))
-        for twice, base in ((False, "int8"), (True, "nf4"))
+        for twice, base in ((False, "int8"), (True, "nf4"), (False, "float32"))
     ),
 ]
 
