@@ -12,7 +12,7 @@ from training.capacity import num_parameters
 from training.settings import AUTO
 
 # What the rules look at, of the default model on the text that comes with it.
-DEFAULT_RUN = {"width": 256, "batch_tokens": 1024, "tokens_per_parameter": 0.0278}
+DEFAULT_RUN = {"width": 256, "batch_tokens": 1024, "tokens": 110_866, "parameters": 3.99e6}
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ RULES = {  # by optimizer, and for adapters
     },
     "muon": {
         "learning_rate": PowerLaw(5.7e-3, {"width": -0.5, "batch_tokens": 0.5}, 1e-4, 3e-2),
-        "weight_decay": PowerLaw(3.0, {"tokens_per_parameter": -1.75}, 0.1, 6.0),
-        "dropout": PowerLaw(0.2, {"tokens_per_parameter": -0.5}, 0.0, 0.3),
+        "weight_decay": PowerLaw(3.0, {"tokens": -1.45, "parameters": 0.5}, 0.1, 6.0),
+        "dropout": PowerLaw(0.2, {"tokens": -0.5, "parameters": 0.5}, 0.0, 0.3),
     },
 }
 # By optimizer, keys whose defaults suit another one.
@@ -66,8 +66,8 @@ def settled(config: dict[str, Any], corpus: Corpus) -> dict[str, Any]:
     features = {
         "width": config["embedding_dim"],
         "batch_tokens": corpus.batches.batch_size * config["seq_len"],
-        "tokens_per_parameter": len(corpus.train_ids)
-        / num_parameters(config, corpus.vocabulary.size),
+        "tokens": len(corpus.train_ids),
+        "parameters": num_parameters(config, corpus.vocabulary.size),
     }
     rules = RULES.get(config["adapter"] or config["optimizer"], {})
     if missing := [key for key in OMITTED["muon"] if config[key] == AUTO and key not in rules]:
