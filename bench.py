@@ -212,7 +212,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="PATTERN",
         help="rows whose names this regular expression finds",
     )
-    add("--max-seconds", type=float, help="recipe, minutes: of a training; else the end")
+    add(
+        "--max-seconds", type=float, help="of each training of recipe and minutes; else of all rows"
+    )
     for name, default in OPTIONS.items():
         values = " or ".join(dict.fromkeys(str(getattr(shape, name)) for shape in SHAPES.values()))
         add(f"--{name.replace('_', '-')}", type=type(default), help=f"default: {values}")

@@ -49,7 +49,7 @@ class Batches:
         self.order = order  # of ORDERS
         self.ends = dataset.cumulative_sizes if weights else [len(dataset)]
         self.num_per_epoch = -(-len(dataset) // batch_size)
-        self.num_rows = min(batch_size, len(dataset))  # of every batch but an epoch's last one
+        self.full_batch_size = min(batch_size, len(dataset))
 
     def window_indices(self, i: int, rows: slice = slice(None)) -> np.ndarray:
         """Which windows batch i shows, (B,); of these the `rows` alone, at the cost of those."""

@@ -101,11 +101,13 @@ class Run:
         self.progress.start()
         rate, progress = self.learning_rate(self.step), self.share(self.step)
         inputs, targets = self.next_batch()
-        given = {"seeds": dropout_seeds(self.config["seed"], self.step, len(inputs))}
-        given |= {"learning_rate": rate, "share": len(inputs) / self.corpus.batches.num_rows}
+        seeds = dropout_seeds(self.config["seed"], self.step, len(inputs))
+        share = len(inputs) / self.corpus.batches.full_batch_size
         try:
             with self.progress.timed("update"):
-                record = self.learner.update(inputs, targets, **given)
+                record = self.learner.update(
+                    inputs, targets, learning_rate=rate, seeds=seeds, share=share
+                )
         except NonFiniteError as error:
             text = self.tokenizer.decode(self.corpus.batches[self.step][0][0].tolist())[:60]
             raise NonFiniteError(
@@ -149,11 +151,16 @@ class Run:
         return (is_regular or self.is_over()) and self.step != self.saved_step
 
     def is_over(self) -> bool:
+        return self.progress.is_over(self.step) or self.is_stuck()
+
+    def is_stuck(self) -> bool:
+        """Whether the evaluation of this step is one too many without a better one."""
+        is_judged = self.step in [done.step for done in self.history.evaluations[-1:]]
+        if not (self.config["patience"] and is_judged):
+            return False
         given = {name: self.config[name] for name in ("lr_schedule", "lr_min_ratio")}
         tolerance = tolerance_at(self.share(self.step), **given)
-        is_stuck = 0 < self.config["patience"] <= self.history.num_no_better(tolerance)
-        is_judged = self.step == self.history.evaluations[-1].step
-        return self.progress.is_over(self.step) or (is_stuck and is_judged)
+        return self.history.num_no_better(tolerance) >= self.config["patience"]
 
     def measure(self) -> tuple[float, str]:
         """The validation loss in nats a token, and a sample of what the model writes by now.
