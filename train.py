@@ -67,6 +67,7 @@ config = {
     "replace_invalid_utf8": False,  # True reads invalid bytes as U+FFFD
     "mask_documents": False,  # True reads each document of a window alone
     "share_unused_tokens": True,  # one row for all tokens that the text lacks
+    "rare_as_unused": 0.5,  # how often a token that comes once is read as an unused one
     # reports and files
     "eval_freq": 500,  # updates between evaluations; an epoch ends with one too
     "eval_tokens": 50_000,  # validation tokens read at most in an evaluation

@@ -15,6 +15,7 @@ from corpus.baselines import baselines, in_background
 from corpus.notes import remembered
 from corpus.order import EARLIER, NOW, Batches
 from corpus.parts import Parts, cache_folders, read_parts
+from corpus.rare import rare_rows, read_as_unused
 from corpus.report import MAX_SAMPLED, Facts, facts_of
 from corpus.split import SplicedIds
 from corpus.text import shown_path
@@ -52,6 +53,17 @@ class Corpus:
     def is_predicted(self) -> np.ndarray:
         """Which of val_ids[1:] an evaluation is about, (N - 1,)."""
         return (self.val_ids[:-1].numpy() != END_OF_TEXT_ID) | (not self.masks_documents)
+
+    @cached_property
+    def is_rare(self) -> Tensor:
+        """Whether a row of the model's table is that of a token which comes once, (K + 1,)."""
+        return rare_rows(self.train_ids, self.vocabulary)
+
+    def batch(self, step: int, *, rare_as_unused: float) -> tuple[Tensor, Tensor]:
+        """Inputs and targets (B, T) of a step as rows of the model's table."""
+        inputs, targets = map(self.vocabulary.compact, self.batches[step])
+        key = self.batches.seed, step
+        return read_as_unused((inputs, targets), self.is_rare, chance=rare_as_unused, key=key)
 
     @cached_property
     def num_val_bytes(self) -> int:

@@ -136,9 +136,9 @@ class Run:
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets (B, T) of a step as rows of the model's table, on the device."""
-        row_of_token, place = self.corpus.vocabulary.row_of_token, self.learner.machine.place
-        inputs, targets = self.corpus.batches[step]
-        return place(row_of_token[inputs]), place(row_of_token[targets])
+        batch = self.corpus.batch(step, rare_as_unused=self.config["rare_as_unused"])
+        inputs, targets = map(self.learner.machine.place, batch)
+        return inputs, targets
 
     def is_evaluation_due(self) -> bool:
         is_regular = self.step % self.config["eval_freq"] == 0

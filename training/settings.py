@@ -215,6 +215,7 @@ KEYS = {
     "replace_invalid_utf8": Key(False, "True reads invalid bytes as U+FFFD", SWITCH, ORDERED),
     "mask_documents": Key(False, "True reads each document of a window alone", SWITCH, ORDERED),
     "share_unused_tokens": Key(True, "one row for all tokens that the text lacks", SWITCH, ORDERED),
+    "rare_as_unused": Key(0.5, "how often a token that comes once is read as an unused one", SHARE),
     # reports and files
     "eval_freq": Key(500, "updates between evaluations; an epoch ends with one too", AT_LEAST_1),
     "eval_tokens": Key(50_000, "validation tokens read at most in an evaluation", whole(2)),
@@ -248,4 +249,5 @@ EARLIER_DEFAULTS = DEFAULTS | {
     "optimizer": "adamw",
     "lr_schedule": "decay",
     "lr_min_ratio": 0.1,
+    "rare_as_unused": 0.0,
 }

@@ -74,13 +74,14 @@ def test_the_loss_falls_from_chance(trained):
 
 
 @torch.no_grad()
-def naive_loss(model: Transformer, ids: Tensor, seq_len: int) -> float:
-    total = 0.0
+def naive_losses(model: Transformer, ids: Tensor, seq_len: int) -> Tensor:
+    """Of each of ids[1:], (N - 1,)."""
+    losses = []
     for start in range(0, len(ids) - 1, seq_len):
         targets = ids[start + 1 : start + 1 + seq_len]
         logits = model(ids[None, start : start + len(targets)])[0]
-        total += F.cross_entropy(logits, targets, reduction="sum").item()
-    return total / (len(ids) - 1)
+        losses.append(F.cross_entropy(logits, targets, reduction="none"))
+    return torch.cat(losses)
 
 
 @pytest.mark.parametrize("share", [True, False])
@@ -88,9 +89,25 @@ def test_the_reported_loss_is_that_of_the_saved_full_model(place, tokenizer, sha
     path = train_quickly(share_unused_tokens=share, num_epochs=1)
     corpus = read_corpus(CONFIG, tokenizer, share_rows=share)
     assert (corpus.vocabulary.num_shared > 1) == share
-    expected = naive_loss(checkpoint.load_model(path), corpus.val_ids, seq_len=16)
+    expected = naive_losses(checkpoint.load_model(path), corpus.val_ids, seq_len=16).mean().item()
     # float32: the terms of the shared row are multiplied instead of added
     assert history_of(path).evaluations[-1].loss == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(("chance", "least", "most"), [(1.0, 0.025, 0.1), (0.0, 0.0, 0.0125)])
+def test_tokens_that_come_once_tell_how_often_a_new_one_comes(
+    place, tokenizer, chance, least, most
+):
+    generator = np.random.default_rng(0)
+    words = generator.choice([262, 290, 257, 284], 2000)  # of these tokens " the" is one
+    words[generator.permutation(2000)[:100]] = 1000 + 7 * np.arange(100)  # like no other word
+    (place / "data.txt").write_text(tokenizer.decode(words.tolist()), encoding="utf-8")
+    path = train_quickly(rare_as_unused=chance, learning_rate=2e-2, num_epochs=6, eval_freq=1000)
+    model, corpus = checkpoint.load_model(path), read_corpus(CONFIG, tokenizer, share_rows=True)
+    is_unused = corpus.vocabulary.row_of_token == corpus.vocabulary.size - 1
+    with torch.no_grad():
+        probability = F.softmax(model(corpus.val_ids[None, :16]), dim=-1)
+    assert least < probability[..., is_unused].sum(-1).median() < most
 
 
 def steps_of(printed: str) -> list[int]:
