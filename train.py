@@ -108,7 +108,7 @@ def train_in(team: Processes, config: dict[str, Any], options: dict[str, Any]) -
     with team.by_first(only_writer(asked.folder)), StopSignals(team.agree) as signals:
         from reports.terminal import ending
         from system.neighbours import sharing_processors
-        from training import begin, store  # bring torch, which --help need not wait for
+        from training import begin, samples, store  # bring torch, which --help need not wait for
 
         sweep_parts(asked.folder)
         if asked.question:
@@ -127,7 +127,7 @@ def train_in(team: Processes, config: dict[str, Any], options: dict[str, Any]) -
         team.part()
         signals.part()
         with signals.interruptible():
-            run.compare_strategies(path)
+            samples.compare_strategies(run, path)
         run.write_report()
         best, minutes = run.history.best, (time.monotonic() - run.progress.began) / 60
         result = f"best validation loss {best.loss:.3f} at step {best.step:,}"
@@ -170,10 +170,11 @@ def train_to_the_end(run: "Run", signals: StopSignals) -> None:
 def evaluate(run: "Run", signals: StopSignals) -> None:
     """Shows where the run stands. Measuring may be interrupted, recording may not."""
     from training import store
+    from training.samples import measure
 
     with run.progress.timed("evaluation"):
         with signals.interruptible():
-            loss, sample = run.measure()
+            loss, sample = measure(run)
         run.record(loss)
         store.keep_if_best(run)
         run.report(sample)

@@ -19,7 +19,7 @@ import train
 from reports import html, plot
 from system.process import run_command
 from tokenizer import END_OF_TEXT, GPT2Tokenizer
-from training import run
+from training import samples
 
 ROOT = Path(train.__file__).parent
 TINY = {
@@ -157,7 +157,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with a tiny run's text; its pictures, most of its time, are left out."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(plot, "plot_history", lambda path, history, caption: None)
-    monkeypatch.setattr(run, "plot_comparison", lambda path, shown: None)
+    monkeypatch.setattr(samples, "plot_comparison", lambda path, shown: None)
     monkeypatch.setattr(html, "write", lambda path, shown: None)
     prepare(tmp_path)
     return tmp_path

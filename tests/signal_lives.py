@@ -22,7 +22,7 @@ from corpus import token_build
 from generation import generator
 from storage import checkpoint
 from system.process import run_command
-from training import learner, store
+from training import learner, samples, store
 from training.run import Run
 
 PLACES: dict[str, tuple[Any, str]] = {
@@ -32,7 +32,7 @@ PLACES: dict[str, tuple[Any, str]] = {
     "sampling": (generator.TextGenerator, "generate"),
     "saving": (store, "save"),
     "final save": (store, "save_final"),
-    "strategies": (Run, "compare_strategies"),
+    "strategies": (samples, "compare_strategies"),
 }
 SIGNALS = {
     "SIGINT": [signal.SIGINT],

@@ -12,7 +12,7 @@ from torch import Tensor
 import train
 from reports import html, plot
 from storage import checkpoint
-from training import run
+from training import samples
 
 REPOSITORY = Path(train.__file__).parent
 TEXT_CHARS = 2400
@@ -60,7 +60,7 @@ def train_quickly(options: dict[str, Any] | None = None, **changes: Any) -> Path
 
 def without_plots() -> None:
     """Leaves the plots out from now on: most of a tiny run's time, and of no weight in it."""
-    plot.plot_history = run.plot_comparison = html.write = lambda path, *shown: None
+    plot.plot_history = samples.plot_comparison = html.write = lambda path, *shown: None
 
 
 def fingerprint(path: Path) -> str:

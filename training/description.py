@@ -16,7 +16,8 @@ from tokenizer import GPT2Tokenizer
 from training.capacity import Learning, num_parameters
 from training.estimate import peak_of
 from training.learner import dropout_seeds
-from training.run import SAMPLING, Run
+from training.run import Run
+from training.samples import SAMPLING
 
 Rows = list[tuple[str, str]]  # a name, and one or more lines about it
 MAX_LINES = 12  # at the start of a run, for which notes are left out; `python data.py` shows all

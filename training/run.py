@@ -10,36 +10,29 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from adapters.lora import adapter_weights
 from corpus.baselines import in_background
 from corpus.corpus import Corpus
-from generation.comparison import Reference, compare_settings, plot_comparison
-from generation.fast_weights import prepared
-from generation.generator import TextGenerator
-from generation.settings import SAMPLE
 from reports import html, plot, runs, terminal
 from reports.history import Evaluation, History, UpdateRecord, in_time, pace_of
 from reports.jsonl import LOG_FREQ, HistoryFile, line_of
 from reports.tensorboard import TensorBoard
 from reports.weights_biases import WeightsAndBiases
 from storage import checkpoint
-from storage.run_folder import COMPARISON_NAME, HISTORY_NAME, PLOT_NAME, REPORT_NAME
+from storage.run_folder import HISTORY_NAME, PLOT_NAME, REPORT_NAME
 from system.errors import NonFiniteError
 from system.process import log, only_warn
 from tokenizer import GPT2Tokenizer
 from training.averages import Averages
 from training.engines import whole
 from training.learner import Learner, dropout_seeds
-from training.memory import free_caches, only_out_of_memory
 from training.progress import Progress
 from training.schedule import learning_rate_at, tolerance_at
 
 BASELINES_SECONDS = 1.0  # that a report waits for them: on a large text the first has none
 NUM_PACED = 20  # updates of a process that tell how long the rest will take
-SAMPLING = {**SAMPLE, "seed": 0}  # samples differ by the model alone
 
 
 class Run:
@@ -162,37 +155,6 @@ class Run:
         tolerance = tolerance_at(self.share(self.step), **given)
         return self.history.num_no_better(tolerance) >= self.config["patience"]
 
-    def measure(self) -> tuple[float, str]:
-        """The validation loss in nats a token, and a sample of what the model writes by now.
-
-        What averages reach is noted with them; where that is better, they write the sample.
-        """
-        loss, length = self.learner.mean_loss(self.val_rows), self.config["sample_tokens"]
-        if self.averages.values:
-            with self.averages.in_place():
-                self.averages.loss = self.learner.mean_loss(self.val_rows)
-        return loss, self.sample(averaged=self.averages.loss < loss) if length else ""
-
-    def sample(self, *, averaged: bool) -> str:
-        """What the model, or that of the averages, writes; all processes have to ask."""
-        prompt, length = self.config["sample_prompt"], self.config["sample_tokens"]
-        if self.config["adapter"] and not self.learner.engine.is_sharded:
-            free_caches()
-            with self.averages.in_place(averaged), self.learner.machine.autocast():
-                writer = TextGenerator(self.learner.model, self.tokenizer)
-                text = writer.generate(prompt, length, **SAMPLING) if self.team.is_first else ""
-            free_caches()
-            return text
-        weights = self.full_weights(averaged=averaged)
-        if not self.team.is_first:
-            return ""
-        model = checkpoint.model_from({"config": self.config, "model_state_dict": weights})
-        for device in (model.device, torch.device("cpu")):
-            with only_out_of_memory(f"no room on {device} to write a sample"):
-                writer = TextGenerator(model.to(device), self.tokenizer)
-                return writer.generate(prompt, length, **SAMPLING)
-        return ""
-
     def record(self, loss: float) -> None:
         """Takes an evaluation into the history: that of the weights, or of better averages."""
         if not math.isfinite(loss):
@@ -256,28 +218,6 @@ class Run:
         with self.averages.in_place(averaged):
             weights = {n: whole(w) for n, w in adapter_weights(self.learner.model).items()}
             return {n: w.clone() for n, w in weights.items()} if averaged else weights
-
-    def compare_strategies(self, path: Path) -> None:
-        """Shows what each way of sampling makes of the final model, beside held-out text.
-
-        Not where time or memory are short: `generate.py --compare` does it later.
-        """
-        prompt, length = self.config["sample_prompt"], self.config["sample_tokens"]
-        is_small = self.config["base_precision"] == "float32"  # else it may not fit as a whole
-        has_time = is_small and not self.config["max_minutes"]  # it takes as long as many updates
-        if length and self.team.is_first and has_time:
-            model = prepared(checkpoint.load_model(path), device=self.learner.machine.device)
-            comparison = compare_settings(
-                TextGenerator(model, self.tokenizer),
-                prompt,
-                max_new_tokens=length,
-                seed=SAMPLING["seed"],
-                reference=Reference(self.corpus.train_ids, self.corpus.val_ids.numpy()),
-            )
-            self.about["comparison"] = comparison.as_dict()
-            log(f"{comparison}\n")
-            with only_warn(f"no {COMPARISON_NAME}"):
-                plot_comparison(self.folder / COMPARISON_NAME, comparison)
 
     def write_report(self) -> None:
         """Puts all that the run has shown into one page."""

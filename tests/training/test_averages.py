@@ -15,6 +15,7 @@ from system.errors import CheckpointError
 from training import begin, store
 from training.averages import EMA_POWER, Averages
 from training.engines import Whole
+from training.samples import measure
 from training.wanted import wanted
 
 HOWS = ["ema", "tail", 0.7]
@@ -90,7 +91,7 @@ def test_better_averages_are_the_best_and_the_final_model_and_not_what_training_
     for _ in range(8):
         run.update()
     before = run.full_weights()
-    loss, _ = run.measure()
+    loss, _ = measure(run)
     run.record(loss)
     assert run.history.best.loss < run.history.best.other_loss == loss
     store.keep_if_best(run)

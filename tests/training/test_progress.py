@@ -14,7 +14,7 @@ from reports import html
 from reports.history import History
 from storage import checkpoint
 from system.process import Stopped
-from training import progress, store, wanted
+from training import progress, samples, store, wanted
 from training.learner import Learner
 from training.processes import Processes
 from training.progress import Progress, limits_of
@@ -59,7 +59,7 @@ def clock(place, monkeypatch) -> Clock:
         (train, "make_folder", 5.0),
         (Learner, "update", 0.4),
         (Learner, "seconds_per_update", -0.8),  # its two updates are no part of this
-        (Run, "measure", 3.0),
+        (samples, "measure", 3.0),
         (Run, "next_batch", 0.02),
         (checkpoint, "save", 1.0),
         (store, "save", 2.0),

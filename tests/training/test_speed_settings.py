@@ -9,6 +9,7 @@ import torch
 import train
 from system import machine
 from training.begin import begin
+from training.samples import measure
 from training.wanted import wanted
 
 COMPILE = """
@@ -79,7 +80,7 @@ def validation_loss(num_steps: int, **changed: object) -> float:
     run = begin(wanted({"lr_schedule": "constant", "device": "cpu", "data": "data.txt"}, changed))
     for _ in range(num_steps):
         run.update()
-    return run.measure()[0]
+    return measure(run)[0]
 
 
 @pytest.fixture
