@@ -44,6 +44,7 @@ config = {
     "warmup_steps": 0,  # updates in which the rate rises to learning_rate
     "weight_decay": 0.1,  # pull of the matrices towards 0; unchanged, muon's rule decides
     "average_weights": "",  # ema, tail, or a decay below 1: judged too; empty: no
+    "generations": "auto",  # models, each taught by the one before; auto: as many as help
     "max_grad_norm": 1.0,  # longer gradients are cut to this length
     "patience": 5,  # evaluations without a better one that end a run; 0: none do
     "seed": 42,  # same seed, same machine: the same bits

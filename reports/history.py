@@ -68,11 +68,15 @@ class History:
         """The evaluation with the lowest loss, the first of equals."""
         return min(self.evaluations, key=lambda evaluation: evaluation.loss)
 
-    def num_no_better(self, tolerance: float = 0.0) -> int:
-        """How many of the evaluations since the best come last and reach 1 + tolerance times it."""
-        since_best = self.evaluations[self.evaluations.index(self.best) + 1 :]
-        bound = (1 + tolerance) * self.best.loss
-        return len(list(takewhile(lambda done: done.loss >= bound, reversed(since_best))))
+    def num_no_better(self, tolerance: float = 0.0, *, since: int = 0) -> int:
+        """How many of the evaluations since the best come last and reach 1 + tolerance times it.
+
+        Those before the step `since` are another model's, and do not count.
+        """
+        own = [done for done in self.evaluations if done.step >= since]
+        best = min(own[1 if since else 0 :] or own, key=lambda done: done.loss)
+        bound, latest_first = (1 + tolerance) * best.loss, reversed(own[own.index(best) + 1 :])
+        return len(list(takewhile(lambda done: done.loss >= bound, latest_first)))
 
     def report(self) -> str:
         """The latest evaluation and the mean training loss since the one before, in one line.

@@ -35,6 +35,12 @@ class Averages:
         for name, value in self.values.items():
             local(value).lerp_(local(self.parameters[name]).float(), weight)
 
+    def restart(self) -> None:
+        """Forgets what there was: the weights are those of another model."""
+        self.num_in_tail, self.loss = 0, math.inf
+        for name, value in self.values.items():
+            local(value).copy_(local(self.parameters[name]))
+
     def weight_of_newest(self, num_updates: int) -> float:
         """The newest weights' share of the average, 1 for the first ones."""
         if self.how == "tail":

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from generation.decoding import evaluation_mode
-from model import Transformer, hashed
+from model import Dropout, Transformer, hashed
 from reports.history import UpdateRecord
 from system.errors import NonFiniteError, OutOfRoomError
 from system.machine import Machine
@@ -24,9 +24,11 @@ from training.loss import CHUNK_SIZE, NextTokenLoss
 from training.memory import NO_ROOM, recompute_activations
 from training.optim import build_optimizer, clip_gradients, set_learning_rate
 from training.processes import ALONE, Processes
+from training.teacher import Teacher
 
 GRADIENTS = ("exp_avg", "momentum")  # what optimizers call their mean of them
 MOST_TRIES = 3
+GENTLER = 0.5  # a teacher keeps from learning by heart: so much of decay and dropout is enough
 PIECE, EVALUATED, RECOMPUTED = "piece_size", "evaluation_size", "checkpoint_activations"
 
 
@@ -62,6 +64,19 @@ class Learner:
             model, config["optimizer"], weight_decay=config["weight_decay"]
         )
         self.scaler = machine.gradient_scaler()
+
+    def learn_from(self, teacher: Teacher) -> None:
+        """From now on part of each target is what the teacher expects; moments start anew."""
+        teacher.model.use_attention(self.machine.ways.get("attention", "torch"))
+        self.loss.teacher = teacher
+        for layer in self.model.modules():
+            if isinstance(layer, Dropout):
+                layer.p = GENTLER * self.config["dropout"]
+        self.optimizer = build_optimizer(
+            self.model,
+            self.config["optimizer"],
+            weight_decay=GENTLER * self.config["weight_decay"],
+        )
 
     def update(
         self,

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from adapters.products import FrozenProduct, type_of_products
-from model import Seeds
+from model import Seeds, Transformer
+from training.teacher import Teacher
 
 CHUNK_SIZE = 1024  # tokens: few enough for memory, enough for speed
 ALIGNED_ROWS = 64  # of the head: kernels like tables whose width divides by it
@@ -34,6 +35,9 @@ class NextTokenLoss(nn.Module):
 
     With a separator, the last token of a document, each document is read as if it stood alone: the
     model looks at nothing before it, and the first token of it is not predicted.
+
+    With a `teacher`, gradients are of a target that is partly what that expects; losses are the
+    same as without.
     """
 
     eager_parts = ("_of_hidden",)  # a traced loop is unrolled and loses its one buffer
@@ -52,6 +56,7 @@ class NextTokenLoss(nn.Module):
         self.chunk_size = chunk_size
         self.separator = separator
         self.product = FrozenProduct()  # with a head that does not learn
+        self.teacher: Teacher | None = None
 
     def forward(
         self,
@@ -67,13 +72,20 @@ class NextTokenLoss(nn.Module):
         micro-batch, or one process of many, passes the token count of the whole batch instead: then
         losses and gradients only have to be added.
         """
+        hidden, expected = self._hidden(self.model, inputs, seeds), None
+        if self.teacher is not None and torch.is_grad_enabled():
+            with torch.no_grad():
+                expected = self._hidden(self.teacher.model, inputs)
+        if self.separator is not None:
+            targets = targets.masked_fill(inputs == self.separator, -100)
+        return self._of_hidden(hidden, targets.flatten(), num_tokens, expected)
+
+    def _hidden(self, model: Transformer, inputs: Tensor, seeds: Seeds = None) -> Tensor:
+        """The model's final states (N, C); with a separator each knows its own document alone."""
         apart = ()
         if self.separator is not None:
-            is_end = inputs == self.separator
-            apart = [DocumentsApart(self.model, is_end, seeds)]
-            targets = targets.masked_fill(is_end, -100)
-        hidden = self.model.hidden_states(inputs, *apart, seeds=seeds).flatten(0, 1)
-        return self._of_hidden(hidden, targets.flatten(), num_tokens)
+            apart = [DocumentsApart(model, inputs == self.separator, seeds)]
+        return model.hidden_states(inputs, *apart, seeds=seeds).flatten(0, 1)
 
     def num_predicted(self, inputs: Tensor, targets: Tensor) -> int:
         """How many of the targets (B, T) the loss is about, those below 0 aside."""
@@ -81,9 +93,16 @@ class NextTokenLoss(nn.Module):
             return targets.numel()
         return int((inputs != self.separator).sum())
 
-    def _of_hidden(self, hidden: Tensor, targets: Tensor, num_tokens: int | None) -> Tensor:
+    def _of_hidden(
+        self,
+        hidden: Tensor,
+        targets: Tensor,
+        num_tokens: int | None,
+        expected: Tensor | None = None,
+    ) -> Tensor:
         may_wait = num_tokens is None or targets.is_cpu or self.separator is not None
         if may_wait and (targets < 0).any():  # else training never waits for a GPU
+            expected = None if expected is None else expected[targets >= 0]
             hidden, targets = hidden[targets >= 0], targets[targets >= 0]
         num_tokens = num_tokens or max(1, len(targets))
         device = hidden.device.type
@@ -97,7 +116,7 @@ class NextTokenLoss(nn.Module):
             head = self._head(x, weight)
             if not is_training:
                 return self._loss(x, head, targets) / num_tokens
-            given = x, head, targets, divisor
+            given = x, head, targets, divisor, expected
             total, d_hidden, d_weight = self._loss_and_gradients(*given, learns=learns)
         loss = _KnownGradients.apply(total / divisor, hidden, weight, d_hidden, d_weight)
         return loss * (divisor / num_tokens)
@@ -130,11 +149,19 @@ class NextTokenLoss(nn.Module):
         return total
 
     def _loss_and_gradients(
-        self, x: Tensor, head: "Head", targets: Tensor, divisor: int, *, learns: bool
+        self,
+        x: Tensor,
+        head: "Head",
+        targets: Tensor,
+        divisor: int,
+        expected: Tensor | None,
+        *,
+        learns: bool,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """The sum of the losses; both gradients of it, divided by `divisor`.
 
-        That of the head is left out, half of the backward pass, unless the head `learns`.
+        That of the head is left out, half of the backward pass, unless the head `learns`. The
+        teacher's states (N, C), if any, say what is `expected`.
         """
         total, is_safe = _zero(x), has_safe_logits(x, head.table)
         d_hidden = torch.empty_like(x, dtype=total.dtype)
@@ -144,6 +171,8 @@ class NextTokenLoss(nn.Module):
         for chunk, logits in self._chunks(x, head):
             losses, sums = _cross_entropy_(logits, targets[chunk], self.num_shared, is_safe)
             total += losses.sum()
+            if expected is not None:
+                self.teacher.pull_(logits, sums, targets[chunk], expected[chunk])
             sums *= divisor
             d_hidden[chunk] = head.gradient(logits) / sums[:, None]
             if d_head is not None:

@@ -27,6 +27,7 @@ from system.process import log, only_warn
 from tokenizer import GPT2Tokenizer
 from training.averages import Averages
 from training.engines import whole
+from training.generations import Generations
 from training.learner import Learner, dropout_seeds
 from training.progress import Progress
 from training.schedule import learning_rate_at, tolerance_at
@@ -53,6 +54,8 @@ class Run:
         self.progress = Progress(config, corpus.batches, self.team)
         self.val_rows = learner.machine.place(corpus.vocabulary.compact(corpus.val_ids))
         self.averages = Averages(learner.model, learner.engine, config["average_weights"])
+        self.generations = Generations(config, corpus, learner)
+        self.generations.settle(self.progress.expected_steps(0))
         self.resident_bytes = 0  # of the process before it had the model
         self.base = ""  # what adapters stand beside, as `base_id` has it
         self.id = self.team.gather(uuid.uuid4().hex)[0]
@@ -83,15 +86,24 @@ class Run:
     def learning_rate(self, step: int) -> float:
         names = ("learning_rate", "warmup_steps", "lr_schedule", "lr_min_ratio")
         given = {name: self.config[name] for name in names}
-        return learning_rate_at(step, self.share(step), **given)
+        return learning_rate_at(step - self.generations.first_step, self.share(step), **given)
 
     def share(self, step: int) -> float:
         """How much of the schedule is done at the step."""
+        return self.generations.share(self.progress_at(step))
+
+    def progress_at(self, step: int) -> float:
         return self.progress.at(step, warmup_steps=self.config["warmup_steps"])
+
+    def is_generation_over(self) -> bool:
+        return self.generations.is_over(self.progress_at(self.step))
 
     def update(self) -> None:
         """Makes one update of the weights: batch number `step` at the rate of that step."""
         self.progress.start()
+        if self.is_generation_over():
+            self.generations.begin_next(self.step)
+            self.averages.restart()
         rate, progress = self.learning_rate(self.step), self.share(self.step)
         inputs, targets = self.next_batch()
         seeds = dropout_seeds(self.config["seed"], self.step, len(inputs))
@@ -107,7 +119,7 @@ class Run:
                 f"training diverged ({error} at step {self.step}, learning rate {rate:.2g}, "
                 f"batch {text!r}): lower learning_rate"
             ) from error
-        self.averages.add(self.step, progress)
+        self.averages.add(self.step - self.generations.first_step, progress)
         self.step += 1
         self.history.add(record)
         self.recent.append(record)
@@ -118,6 +130,7 @@ class Run:
             left = seconds * (self.progress.last_step - self.step)
             left = in_time(min(left, self.progress.seconds - self.progress.used))
             log(f"pace      about {in_time(seconds)} a step, {left} to go")
+            self.generations.settle(self.progress.expected_steps(self.step))
         if self.step % LOG_FREQ == 0 and not self.is_evaluation_due():
             self.tell()
 
@@ -136,7 +149,8 @@ class Run:
     def is_evaluation_due(self) -> bool:
         is_regular = self.step % self.config["eval_freq"] == 0
         is_epoch_end = self.step % self.corpus.batches.num_per_epoch == 0
-        is_due = is_regular or is_epoch_end or self.progress.is_over(self.step)
+        is_end = self.is_generation_over() or self.progress.is_over(self.step)
+        is_due = is_regular or is_epoch_end or is_end
         return is_due and self.step not in [done.step for done in self.history.evaluations]
 
     def is_save_due(self) -> bool:
@@ -152,8 +166,11 @@ class Run:
         if not (self.config["patience"] and is_judged):
             return False
         given = {name: self.config[name] for name in ("lr_schedule", "lr_min_ratio")}
-        tolerance = tolerance_at(self.share(self.step), **given)
-        return self.history.num_no_better(tolerance) >= self.config["patience"]
+        tolerance, since = tolerance_at(self.share(self.step), **given), self.generations.first_step
+        num_no_better = self.history.num_no_better(tolerance, since=since)
+        if self.is_generation_over():
+            num_no_better = max(num_no_better, self.generations.num_since(self.history.best.step))
+        return num_no_better >= self.config["patience"]
 
     def record(self, loss: float) -> None:
         """Takes an evaluation into the history: that of the weights, or of better averages."""

@@ -188,6 +188,9 @@ KEYS = {
         0.1, "pull of the matrices towards 0; unchanged, muon's rule decides", or_auto(NOT_NEGATIVE)
     ),
     "average_weights": Key("", "ema, tail, or a decay below 1: judged too; empty: no", AVERAGE),
+    "generations": Key(
+        AUTO, "models, each taught by the one before; auto: as many as help", or_auto(AT_LEAST_1)
+    ),
     "max_grad_norm": Key(1.0, "longer gradients are cut to this length", POSITIVE),
     "patience": Key(5, "evaluations without a better one that end a run; 0: none do", AT_LEAST_0),
     "seed": Key(42, "same seed, same machine: the same bits", SEED, ORDERED),
@@ -249,5 +252,6 @@ EARLIER_DEFAULTS = DEFAULTS | {
     "optimizer": "adamw",
     "lr_schedule": "decay",
     "lr_min_ratio": 0.1,
+    "generations": 1,
     "rare_as_unused": 0.0,
 }

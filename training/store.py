@@ -23,6 +23,7 @@ from training.run import Run
 WEIGHTS, BASE = "model_state_dict", checkpoint.BASE
 OPTIMIZER, GROUPS, SCALER = "optimizer_state_dict", "optimizer_groups", "scaler_state_dict"
 MEMORY, AVERAGES, NUM_IN_TAIL = "memory", "averages", "num_in_tail"
+GENERATIONS, TEACHER = "generations", "teacher"
 PLAIN = (bool, int, float, str, Tensor)  # what files hold of a group's settings
 OF_NOW = {"lr", "weight_decay", "fused", "foreach", "capturable"}  # of config and device
 NEEDED = (OPTIMIZER, SCALER, "history", "step", "run_id", "text_sha256", "tokenizer_sha256")
@@ -41,6 +42,7 @@ def about(run: Run) -> dict[str, Any]:
         "tokenizer_sha256": TABLE_SHA256,
         "history": run.history.state_dict(),
         "time": run.progress.state_dict(),
+        GENERATIONS: run.generations.first_steps,
     }
 
 
@@ -80,6 +82,7 @@ def save(run: Run) -> None:
     else:
         path = checkpoint.step_path(run.folder, run.step)
         large = {OPTIMIZER: optimizer["state"], AVERAGES: run.averages.values}
+        large[TEACHER] = run.generations.teacher_weights()
         state = model_state(run) | rest | large
         if run.team.is_first:
             run_folder.save_step(run.folder, state)
@@ -196,6 +199,9 @@ def restore(run: Run, path: Path, state: dict[str, Any], *, has_moments: bool) -
         run.saved_path = path
         run.progress.load_state_dict(state.get("time", {}))
         run.learner.fit(state.get(MEMORY, {}))
+        teacher = state.get(TEACHER, {}) if has_moments else {}
+        run.generations.restore(state.get(GENERATIONS, [0]), teacher)
+        run.generations.settle(run.progress.expected_steps(run.step))
         if not run.history.evaluations or len(run.history.train_losses) != run.step:
             raise ValueError("its history is not that of its step")
         if not run.history.learning_rates:  # an earlier version has not noted them

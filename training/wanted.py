@@ -16,7 +16,7 @@ from system.command_line import Parser
 from system.errors import ConfigError
 from system.files import as_path
 from training.parallel import is_launched
-from training.settings import DEFAULTS, EARLIER_DEFAULTS, KEYS
+from training.settings import AUTO, DEFAULTS, EARLIER_DEFAULTS, KEYS
 
 QUESTIONS = ("estimate", "find_lr", "plan")  # keys that are answered in place of a training
 LORA = [key for key in KEYS if key.startswith("lora_")]
@@ -119,6 +119,12 @@ def is_partly_frozen(config: dict[str, Any]) -> bool:
     return bool(config["adapter"] or config["freeze"] or config["resume"])
 
 
+def learns_anew(config: dict[str, Any]) -> bool:
+    """Whether all weights of a model learn, from random ones on."""
+    others = ("weights_path", "use_pretrained", "adapter", "freeze")
+    return not any(config[key] for key in others)
+
+
 def command(options: dict[str, Any], decided: dict[str, Any]) -> str:
     """What to paste to train with the options that were given, but for what was decided since."""
     given = {key: value for key, value in options.items() if key not in ("plan", "find_lr")}
@@ -164,6 +170,11 @@ def problems_of(config: dict[str, Any]) -> list[str]:
     asked = [key for key in QUESTIONS if config.get(key) is True]
     if len(asked) > 1:
         problems.append(f"{' and '.join(asked)}: ask for one of them at a time")
+    if config.get("generations", 1) not in (1, AUTO) and not learns_anew({**DEFAULTS, **config}):
+        problems.append(
+            f"generations={shown(config['generations'])} is for new models that learn as a whole: "
+            "leave it at auto beside published weights, adapter or freeze"
+        )
     if config.get("plan") is True and not config.get("max_minutes"):
         problems.append("plan is for a time: give it as --max_minutes 30, say")
     return problems

@@ -1,0 +1,106 @@
+"""Generations of a run: a model that has learned what it can teaches a new one, and so on.
+
+On a text that is shown many times a model learns by heart sooner or later, however strong its
+decay. A new one that learns from it beside the text goes further (docs/recipe.md).
+"""
+
+from typing import Any
+
+from torch import Tensor
+
+from corpus.corpus import Corpus
+from storage import checkpoint
+from system.errors import ConfigError
+from system.process import log
+from training.learner import Learner
+from training.origin import random_model
+from training.settings import AUTO
+from training.teacher import Teacher
+from training.wanted import learns_anew
+
+PASSES = 13  # of the text, in which a generation learns what it can
+
+
+class Generations:
+    """Which generation a run is in: all are a like share of it, each with the whole schedule."""
+
+    def __init__(self, config: dict[str, Any], corpus: Corpus, learner: Learner) -> None:
+        self.config, self.corpus, self.learner = config, corpus, learner
+        self.count = 1  # how many there will be
+        self.first_steps = [0]  # how many updates came before each so far
+        if config["generations"] not in (1, AUTO) and learner.engine.is_sharded:
+            raise ConfigError(
+                f"config: generations={config['generations']} needs a whole model in each process: "
+                "set parallel to ddp, or generations to 1"
+            )
+
+    @property
+    def number(self) -> int:
+        """Of this generation, from 0."""
+        return len(self.first_steps) - 1
+
+    @property
+    def first_step(self) -> int:
+        return self.first_steps[-1]
+
+    def num_since(self, step: int) -> int:
+        """How many generations have begun since the one that made so many updates."""
+        return sum(first >= step for first in self.first_steps[1:])
+
+    def settle(self, num_steps: int | None) -> None:
+        """Decides how many there are, as far as it is known how many updates the run will have."""
+        if self.config["generations"] != AUTO:
+            self.count = self.config["generations"]
+        elif num_steps and self.are_known_to_help:
+            self.count = max(1, round(num_steps * self.passes_per_step / PASSES))
+
+    @property
+    def passes_per_step(self) -> float:
+        """How much of the text an update shows."""
+        batches = self.corpus.batches
+        num_windows = len(batches.dataset) / batches.num_per_epoch
+        return num_windows * self.config["seq_len"] / len(self.corpus.train_ids)
+
+    @property
+    def are_known_to_help(self) -> bool:
+        """Whether the run is like those that were measured."""
+        is_whole = not self.learner.engine.is_sharded
+        return learns_anew(self.config) and self.config["optimizer"] == "muon" and is_whole
+
+    def share(self, progress: float) -> float:
+        """How much of this generation is done where so much of the run is, both in [0, 1]."""
+        return min(1.0, max(0.0, progress * self.count - self.number))
+
+    def is_over(self, progress: float) -> bool:
+        """Whether what follows is for the next generation."""
+        return self.number < min(self.count - 1, int(progress * self.count))
+
+    def begin_next(self, step: int) -> None:
+        """Makes the model a teacher, and a new one of what learns."""
+        self.first_steps.append(step)
+        learned = {name: weight.clone() for name, weight in self.learner.engine.weights().items()}
+        self.learn_from(learned)
+        config = {**self.config, "seed": self.config["seed"] + self.number}
+        model, machine = self.learner.model, self.learner.machine
+        model.load_state_dict(random_model(config, self.corpus.vocabulary, machine).state_dict())
+        log(f"taught    model {self.number + 1} of {self.count} learns from the one before it too")
+
+    def learn_from(self, weights: dict[str, Tensor]) -> None:
+        """Has the learner listen to a teacher with these weights."""
+        state = {"config": self.config, "model_state_dict": weights}
+        model = checkpoint.model_from(state).to(self.learner.machine.device)
+        self.learner.learn_from(Teacher(model, num_shared=self.corpus.vocabulary.num_shared))
+
+    def teacher_weights(self) -> dict[str, Tensor]:
+        """By name, of a table as compact as the vocabulary; {} in the first generation."""
+        teacher = self.learner.loss.teacher
+        return teacher.model.state_dict() if teacher else {}
+
+    def restore(self, first_steps: list[int], weights: dict[str, Tensor]) -> None:
+        """Goes on in the generation of a checkpoint; RuntimeError if the teacher has other shapes.
+
+        Without the weights, nobody teaches the model any more.
+        """
+        self.first_steps = list(first_steps)
+        if weights:
+            self.learn_from(weights)
