@@ -33,7 +33,7 @@ class KnownFiles:
         """Hex digest of the file's content; OSError if it cannot be read."""
         stamp, name = stamp_of(path), os.fspath(path.absolute())
         known = self.known.get(name)
-        if known and known[:-1] == stamp:
+        if isinstance(known, list) and known[:-1] == stamp:
             return known[-1]
         start = time.time_ns()
         digest = file_sha256(path)
