@@ -16,7 +16,7 @@ from corpus.notes import remembered
 from corpus.order import EARLIER, NOW, Batches
 from corpus.parts import Parts, cache_folders, read_parts
 from corpus.rare import rare_rows, read_as_unused
-from corpus.report import MAX_SAMPLED, Facts, facts_of
+from corpus.report import FORM, MAX_SAMPLED, Facts, facts_of
 from corpus.split import SplicedIds
 from corpus.text import shown_path
 from corpus.vocabulary import Vocabulary
@@ -87,7 +87,8 @@ class Corpus:
     def facts(self) -> Facts:
         """What its tokens are like, noted beside them."""
         paths = [folder / "facts.json" for folder in self.cache_folders]
-        return remembered(paths, self.key, lambda: facts_of(self.parts, GPT2Tokenizer()))
+        key = f"{self.key} form {FORM}"
+        return remembered(paths, key, lambda: facts_of(self.parts, GPT2Tokenizer()))
 
     def facts_soon(self) -> Facts:
         """The facts; {} where the first look at a large text takes longer: it goes on meanwhile."""

@@ -16,6 +16,7 @@ from corpus.split import BLANK, Runs, SplicedIds
 from tokenizer import END_OF_TEXT, GPT2Tokenizer
 
 Facts = dict[str, Any]
+FORM = 1  # of facts that are noted: those of another one are counted anew
 MAX_SAMPLED = 1 << 21  # tokens of a part: more would take longer than a second
 MAX_COMPARED = 2000  # documents in search of near copies: two milliseconds each
 QUANTILES = {"1%": 0.01, "25%": 0.25, "half": 0.5, "75%": 0.75, "99%": 0.99, "all": 1.0}
