@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from system.command_line import Parser
-from system.errors import ConfigError
+from system.errors import CheckpointError, ConfigError
 from system.files import as_path
 from training.parallel import is_launched
 from training.settings import AUTO, DEFAULTS, EARLIER_DEFAULTS, KEYS
@@ -83,7 +83,10 @@ class Wanted:
 
 
 def wanted(config: dict[str, Any], options: dict[str, Any]) -> Wanted:
-    """The checked config; ConfigError with everything that is wrong with it."""
+    """The checked config; ConfigError with everything that is wrong with it.
+
+    CheckpointError if the checkpoint to go on from is not there: nothing was written by then.
+    """
     config = {key: plain(value) for key, value in config.items()}
     check({**config, **options})
     asked = Wanted({**DEFAULTS, **config}, options)
@@ -91,6 +94,9 @@ def wanted(config: dict[str, Any], options: dict[str, Any]) -> Wanted:
     useless = [f"--{key} {why}" for key, why in without_effect(asked.config) if key in changed]
     if useless:
         raise ConfigError("command line: " + "; ".join(useless))
+    named = asked.config["resume"]
+    if isinstance(named, str) and not os.path.lexists(as_path(named)):
+        raise CheckpointError(f"no checkpoint to resume ({named}): name one that is there")
     return asked
 
 

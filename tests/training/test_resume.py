@@ -76,6 +76,13 @@ def test_a_bare_resume_takes_the_config_that_the_run_had(place, monkeypatch):
     assert fingerprint(path) == expected
 
 
+@pytest.mark.parametrize("named", ["nosuch/model_checkpoint_step_5.pt", "nosuch"])
+def test_a_checkpoint_that_is_not_there_is_named_and_leaves_nothing(place, named):
+    with pytest.raises(CheckpointError, match=f"no checkpoint to resume .{named}"):
+        train_quickly({"resume": named})
+    assert [path.name for path in place.glob("[!.]*")] == ["data.txt"]
+
+
 def test_a_named_checkpoint_goes_on_in_its_own_folder(monkeypatch):
     stop_before(monkeypatch, 5, output_dir="a run")
     for named in ("a run/model_checkpoint_step_5.pt", "a run"):

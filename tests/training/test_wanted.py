@@ -79,7 +79,7 @@ def test_what_the_command_line_cannot_mean_is_named(arguments, message):
     ("options", "useless"),
     [
         ({"resume": True, "weights_path": "a"}, "--weights_path"),
-        ({"resume": "a.pt", "use_pretrained": True}, "--use_pretrained"),
+        ({"resume": True, "use_pretrained": True}, "--use_pretrained"),
         ({"allow_other_text": True}, "--allow_other_text"),
         ({"lr_schedule": "constant", "lr_min_ratio": 0.5}, "--lr_min_ratio"),
         ({"model_name": "gpt2-xl (1558M)"}, "--model_name"),
