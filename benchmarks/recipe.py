@@ -23,6 +23,8 @@ EARLIER = {  # the default before Muon
     "lr_schedule": "decay",
     "lr_min_ratio": 0.1,
     "grad_accum_steps": 1,
+    "rare_as_unused": 0.0,
+    "generations": 1,
 }
 RECIPES: dict[str, dict[str, Any]] = {  # changes to the default, a row of the table each
     "the default": {},
@@ -34,6 +36,8 @@ RECIPES: dict[str, dict[str, Any]] = {  # changes to the default, a row of the t
     "decay 0.1": {"weight_decay": 0.1},
     "decay 3": {"weight_decay": 3},
     "dropout 0.1": {"dropout": 0.1},
+    "rare tokens as themselves": {"rare_as_unused": 0.0},
+    "two generations": {"generations": 2, "num_epochs": 10},
     "falls in the last fifth": {"lr_schedule": "decay", "lr_min_ratio": 0.1},
 }
 COMMON = {"eval_tokens": 10**9, "sample_tokens": 0, "patience": 0}  # all of the validation part

@@ -18,6 +18,7 @@ from model import ATTENTIONS
 from system.machine import Machine
 from training.capacity import Learning, outline
 from training.loss import CHUNK_SIZE
+from training.settings import AUTO
 
 NUM_DEVICES = (1, 2, 4, 8)
 HOLES = {"ddp": 1.12, "fsdp": 1.3}  # in a heap that keeps what is freed (docs/cluster.md)
@@ -82,6 +83,7 @@ def peak_bytes(
     is_copied = itemsize < 4 or learns.has_packed_table
     head_copy = num_rows * C * itemsize if is_copied else 0
     states = weights - learns.packed_bytes + learns.moment_bytes
+    states += weights * (config["generations"] not in (1, AUTO))  # the teacher's
     gradients = 4 * learns.num_weights
     is_spread = num_devices > 1 and config["parallel"] == "fsdp"
     if is_spread:

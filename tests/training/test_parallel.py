@@ -26,6 +26,7 @@ FILE = "alone/model_checkpoint_step_99.pt"
 PARTS = "fsdp 2/model_checkpoint_step_99.sharded"
 STEPS = [Path(f"model_checkpoint_step_{step}.sharded") for step in (102, 99)]
 MUON = {**CHANGES, "optimizer": "muon", "num_epochs": 2}
+TAUGHT = {**MUON, "generations": 2}
 LORA = {**CHANGES, "adapter": "lora", "lora_rank": 2, "lora_dropout": 0.2, "learning_rate": 1e-2}
 FEW_BITS = {**LORA, "base_precision": "int8", "num_epochs": 4}
 KILLED = {"output_dir": "killed", "faults": [{"do": "kill", "ranks": [0, 1], "step": 80}]}
@@ -93,6 +94,7 @@ def by_two() -> list[dict]:
         {"output_dir": "fsdp 2", "parallel": "fsdp"},
         {"output_dir": "killed 2", "resume": True},
         {"output_dir": "muon ddp 2", **MUON},
+        {"output_dir": "taught ddp 2", **TAUGHT},
         {"output_dir": "muon fsdp 2", **MUON, "parallel": "fsdp"},
         {"output_dir": "lora ddp 2", **LORA},
         {"output_dir": "lora fsdp 2", **LORA, "parallel": "fsdp"},
@@ -117,6 +119,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(plot, "plot_history", lambda path, *shown: None)
         lead(**CHANGES, output_dir="alone")
         lead(**MUON, output_dir="muon alone")
+        lead(**TAUGHT, output_dir="taught alone")
         lead(**LORA, output_dir="lora alone")
         lead(**FEW_BITS, output_dir="few bits alone")
         lead(**SHORT, output_dir="short")
@@ -141,6 +144,11 @@ def test_any_number_of_processes_takes_the_same_rows_to_the_same_curve(home, nam
 @pytest.mark.parametrize("name", ["muon ddp 2", "muon fsdp 2"])
 def test_muon_updates_whole_matrices_wherever_their_parts_lie(home, name):
     check_same_curve(home / name, home / "muon alone")
+
+
+def test_each_process_has_a_teacher_of_its_own(home):
+    check_same_curve(home / "taught ddp 2", home / "taught alone")
+    assert state_of(home / "taught alone")["generations"] == [0, 7]
 
 
 @pytest.mark.parametrize(
