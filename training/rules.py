@@ -46,7 +46,7 @@ RULES = {  # by optimizer, and for adapters
         "dropout": always(0.1),
     },
     "muon": {
-        "learning_rate": PowerLaw(5.7e-3, {"width": -0.5, "batch_tokens": 0.5}, 1e-4, 3e-2),
+        "learning_rate": PowerLaw(5.7e-3, {"width": -1.0, "batch_tokens": 0.5}, 1e-4, 6e-2),
         "weight_decay": PowerLaw(3.0, {"tokens": -1.45, "parameters": 0.5}, 0.1, 6.0),
         "dropout": PowerLaw(0.2, {"tokens": -0.5, "parameters": 0.5}, 0.0, 0.3),
     },
