@@ -14,7 +14,7 @@ from reports import plot
 from storage import checkpoint, run_folder
 from system.errors import OutOfRoomError, OutputError
 from system.process import describe, exit_code_of
-from training import capacity, run
+from training import capacity, samples
 from training.run import Run
 
 
@@ -111,7 +111,7 @@ def test_a_plot_that_cannot_be_written_is_a_warning(place, monkeypatch, capsys):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     monkeypatch.setattr(plot, "plot_history", no_plot)
-    monkeypatch.setattr(run, "plot_comparison", no_plot)
+    monkeypatch.setattr(samples, "plot_comparison", no_plot)
     assert train_quickly(num_epochs=1, sample_tokens=1).exists()
     notes = capsys.readouterr().err
     for name in ("training_losses.png", "sampling_comparison.png"):

@@ -48,7 +48,7 @@ def test_a_question_is_answered_once_for_all_seeds(place, capsys):
     ("given", "message"),
     [
         ({"seed": 2**31 - 2, "seeds": 3}, "seed=2147483648 is not"),
-        ({"seeds": 2, "resume": "a.pt"}, "goes on with its own seed"),
+        ({"seeds": 2, "resume": "data.txt"}, "goes on with its own seed"),
         ({"seeds": 0}, "seeds=0 is not a whole number >= 1"),
     ],
 )
