@@ -49,10 +49,11 @@ class Generations:
 
     def settle(self, num_steps: int | None) -> None:
         """Decides how many there are, as far as it is known how many updates the run will have."""
-        if self.config["generations"] != AUTO:
-            self.count = self.config["generations"]
-        elif num_steps and self.are_known_to_help:
-            self.count = max(1, round(num_steps * self.passes_per_step / PASSES))
+        wanted = self.config["generations"]
+        if wanted == AUTO:
+            num_passes = self.passes_per_step * (num_steps or 0)
+            wanted = round(num_passes / PASSES) if self.are_known_to_help else 1
+        self.count = max(wanted, self.number + 1)
 
     @property
     def passes_per_step(self) -> float:

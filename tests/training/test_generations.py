@@ -182,6 +182,15 @@ def test_an_evaluation_ends_each_generation(place):
     assert [done.step for done in history.evaluations if done.step % 6] == [10, 20]
 
 
+def test_fewer_generations_on_resume_leave_the_one_that_it_is_in(place, monkeypatch):
+    stop_before(monkeypatch, 17, **TWO)
+    train_quickly({"resume": True, "generations": 1}, **TWO)
+    state = checkpoint.load(checkpoint.step_path(Path(), 24))
+    assert state["generations"] == [0, 12]
+    rates = state["history"]["learning_rates"]
+    assert rates[-1] < rates[17] < rates[16] < rates[12]  # it goes on falling to the end
+
+
 def told(*losses: float) -> History:
     history = History()
     history.evaluations = [Evaluation(4 * n, 0, loss, 1.0) for n, loss in enumerate(losses)]
@@ -211,7 +220,8 @@ def test_generations_that_bring_nothing_end_the_run_as_patience_says(place, monk
     [
         ({"num_epochs": 19}, 1),  # the tiny text in windows that do not overlap: so many passes
         ({"num_epochs": 26}, 2),
-        ({"num_epochs": 26, "stride": 8}, 4),
+        ({"num_epochs": 19, "stride": 8}, 3),
+        ({"num_epochs": 99, "stride": 8}, 15),
         ({"num_epochs": 3, "generations": 5}, 5),
         ({"num_epochs": 26, "optimizer": "adamw"}, 1),
         ({"num_epochs": 26, "adapter": "lora"}, 1),
