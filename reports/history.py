@@ -68,13 +68,15 @@ class History:
         """The evaluation with the lowest loss, the first of equals."""
         return min(self.evaluations, key=lambda evaluation: evaluation.loss)
 
-    def num_no_better(self, tolerance: float = 0.0, *, since: int = 0) -> int:
+    def num_no_better(self, tolerance: float = 0.0, *, after: int = -1) -> int:
         """How many of the evaluations since the best come last and reach 1 + tolerance times it.
 
-        Those before the step `since` are another model's, and do not count.
+        Only those after that step count: the others are of another model.
         """
-        own = [done for done in self.evaluations if done.step >= since]
-        best = min(own[1 if since else 0 :] or own, key=lambda done: done.loss)
+        own = [done for done in self.evaluations if done.step > after]
+        if not own:
+            return 0
+        best = min(own, key=lambda done: done.loss)
         bound, latest_first = (1 + tolerance) * best.loss, reversed(own[own.index(best) + 1 :])
         return len(list(takewhile(lambda done: done.loss >= bound, latest_first)))
 

@@ -43,6 +43,11 @@ class Generations:
     def first_step(self) -> int:
         return self.first_steps[-1]
 
+    @property
+    def last_of_others(self) -> int:
+        """The step of the last evaluation of an earlier model, -1 in the first generation."""
+        return self.first_step if self.number else -1
+
     def num_since(self, step: int) -> int:
         """How many generations have begun since the one that made so many updates."""
         return sum(first >= step for first in self.first_steps[1:])

@@ -166,8 +166,8 @@ class Run:
         if not (self.config["patience"] and is_judged):
             return False
         given = {name: self.config[name] for name in ("lr_schedule", "lr_min_ratio")}
-        tolerance, since = tolerance_at(self.share(self.step), **given), self.generations.first_step
-        num_no_better = self.history.num_no_better(tolerance, since=since)
+        tolerance = tolerance_at(self.share(self.step), **given)
+        num_no_better = self.history.num_no_better(tolerance, after=self.generations.last_of_others)
         if self.is_generation_over():
             num_no_better = max(num_no_better, self.generations.num_since(self.history.best.step))
         return num_no_better >= self.config["patience"]

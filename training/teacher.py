@@ -12,6 +12,7 @@ import math
 import torch
 from torch import Tensor
 
+from adapters.products import FrozenProduct
 from model import Transformer
 
 TAUGHT = 0.7  # the teacher's share of the target; the text has the rest (docs/recipe.md)
@@ -22,6 +23,7 @@ class Teacher:
 
     def __init__(self, model: Transformer, *, num_shared: int) -> None:
         self.model = model.eval().requires_grad_(False)
+        self.product = FrozenProduct()
         self.log_shared = math.log(num_shared)
 
     def pull_(self, logits: Tensor, sums: Tensor, targets: Tensor, hidden: Tensor) -> None:
@@ -30,7 +32,7 @@ class Teacher:
         Of the target, so far the token of `targets` (N,), a part becomes what the teacher's final
         states (N, C) say.
         """
-        table = self.model.input_embedding.embedding.weight.to(logits.dtype)
+        table = self.product.cast(self.model.input_embedding.embedding.weight, logits.dtype)
         expected = hidden.to(logits.dtype) @ table.T
         expected[:, -1] += self.log_shared
         parts = TAUGHT * sums[:, None]

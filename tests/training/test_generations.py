@@ -200,19 +200,21 @@ def told(*losses: float) -> History:
 def test_evaluations_of_another_model_do_not_count():
     history = told(9.0, 3.0, 5.0, 4.0, 3.5)
     assert history.num_no_better() == 3
-    assert history.num_no_better(since=4) == 0
-    assert told(9.0, 3.0, 5.0, 5.5, 5.6).num_no_better(since=4) == 2
-    assert told(9.0, 3.0).num_no_better(since=4) == 0
+    assert history.num_no_better(after=4) == 0
+    assert told(9.0, 3.0, 5.0, 5.5, 5.6).num_no_better(after=4) == 2
+    assert told(9.0, 3.0).num_no_better(after=4) == 0
 
 
-def test_generations_that_bring_nothing_end_the_run_as_patience_says(place, monkeypatch):
-    losses = iter([5.0, 3.0, 4.0, 4.0, 4.0, 4.0])
-    monkeypatch.setattr(samples, "measure", lambda run: (next(losses), ""))
-    few = {"generations": 6, "num_epochs": 6, "eval_freq": 1000, "stride": 1000}
-    path = train_quickly(**{**TWO, **few, "patience": 2})
-    assert next(losses) == 4.0
-    steps = [e.step for e in History.from_state_dict(checkpoint.load(path)["history"]).evaluations]
-    assert len(steps) < 6
+@pytest.mark.parametrize(("patience", "num_evaluations"), [(2, 4), (3, 5), (0, 7)])
+def test_generations_that_bring_nothing_end_the_run_as_patience_says(
+    place, monkeypatch, patience, num_evaluations
+):
+    losses = [5.0, 3.0, 4.0, 4.0, 4.0, 4.0, 4.0]  # the second model, and all that follow
+    measured = iter(losses)
+    monkeypatch.setattr(samples, "measure", lambda run: (next(measured), ""))
+    few = {"generations": 6, "num_epochs": 6, "eval_freq": 1000, "stride": 1000}  # a step each
+    train_quickly(**{**TWO, **few, "patience": patience})
+    assert len(losses) - len(list(measured)) == num_evaluations
 
 
 @pytest.mark.parametrize(
