@@ -6,7 +6,7 @@ import os
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 
 import numpy as np
 import pytest
@@ -284,10 +284,9 @@ def test_a_disk_that_is_too_small_is_known_before_the_start(load, monkeypatch):
 # others at work
 
 
-def test_of_two_that_need_a_cache_one_builds_it_and_the_other_says_that_it_waits(
-    load, monkeypatch, capfd
-):
-    built, loaded = [], []
+def test_of_two_that_need_a_cache_one_builds_it_and_the_other_says_that_it_waits(load, monkeypatch):
+    built, loaded, said = [], [], []
+    is_waiting = Event()
     build = token_build.build
     second = Thread(
         target=lambda: loaded.append(load_tokens(open_sources("data.txt"), cache_parents=[Path()]))
@@ -296,16 +295,19 @@ def test_of_two_that_need_a_cache_one_builds_it_and_the_other_says_that_it_waits
     def build_while_another_needs_it(folder, *arguments):
         built.append(folder)
         second.start()
-        while "waiting for it" not in "".join(said):
-            said.append(capfd.readouterr().err)
+        assert is_waiting.wait(timeout=60)
         build(folder, *arguments)
 
-    said = []
+    def hear(line):
+        said.append(line)
+        is_waiting.set()
+
     monkeypatch.setattr(token_cache, "build", build_while_another_needs_it)
+    monkeypatch.setattr(token_cache, "note", hear)
     first = load()
     second.join()
     assert len(built) == 1
-    assert "another process makes tokens (.tokens): waiting for it" in "".join(said)
+    assert said == ["another process makes tokens (.tokens): waiting for it"]
     assert np.array_equal(loaded[0].ids, first.ids)
 
 
