@@ -27,15 +27,15 @@ PARTS = "fsdp 2/model_checkpoint_step_99.sharded"
 STEPS = [Path(f"model_checkpoint_step_{step}.sharded") for step in (102, 99)]
 MUON = {**CHANGES, "optimizer": "muon", "num_epochs": 2, "learning_rate": 0.03}
 TAUGHT = {**MUON, "generations": 2}
-LORA = {**CHANGES, "adapter": "lora", "lora_rank": 2, "lora_dropout": 0.2, "learning_rate": 1e-2}
-FEW_BITS = {**LORA, "base_precision": "int8", "num_epochs": 4}
+LORA = {**SHORT, "adapter": "lora", "lora_rank": 2, "lora_dropout": 0.2, "learning_rate": 1e-2}
+LORA_PARTS = "lora fsdp 2/model_checkpoint_step_18.sharded"
+FEW_BITS = {**LORA, "base_precision": "int8"}
 KILLED = {"output_dir": "killed", "faults": [{"do": "kill", "ranks": [0, 1], "step": 80}]}
 BY_FOUR = [
-    {"output_dir": "ddp 4"},
     {"output_dir": "killed 4", "resume": True},
     {"output_dir": "from parts 4", "resume": PARTS, "parallel": "fsdp"},
     {"output_dir": "from a file 4", "resume": FILE, "parallel": "fsdp"},
-    {**LORA, "output_dir": "lora 4", "resume": PARTS.replace("fsdp 2", "lora fsdp 2")},
+    {**LORA, "output_dir": "lora 4", "resume": LORA_PARTS},
 ]
 PIECES = [(8, 8), (8, 2), (7, 3), (5, 2), (1, 1)]  # rows, and how many of them at once
 
@@ -134,11 +134,18 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-@pytest.mark.parametrize("name", ["ddp 2", "fsdp 2", "ddp 4"])
+@pytest.mark.parametrize("name", ["ddp 2", "fsdp 2"])
 def test_any_number_of_processes_takes_the_same_rows_to_the_same_curve(home, name):
     assert len(rows_of(home / "alone")) == NUM_STEPS
     assert rows_of(home / name) == rows_of(home / "alone")
     check_same_curve(home / name, home / "alone")
+
+
+@pytest.mark.slow
+def test_so_do_four_from_the_first_step_to_the_last(home, place):
+    assert launch(4, {"output_dir": "ddp 4"}).code == 0
+    assert rows_of(place / "ddp 4") == rows_of(home / "alone")
+    check_same_curve(place / "ddp 4", home / "alone")
 
 
 @pytest.mark.parametrize("name", ["muon ddp 2", "muon fsdp 2"])
