@@ -52,7 +52,7 @@ def named(path: Path) -> Iterator[None]:
 
 def check_writable(folder: str | Path) -> None:
     """OutputError unless files can be made in the folder."""
-    folder, remedy = as_path(folder), "choose another output_dir"
+    folder, remedy = as_path(folder), "choose another folder"
     if not folder.exists():
         fault, remedy = "missing", f"mkdir -p {shlex.quote(str(folder))}"
     elif not folder.is_dir():

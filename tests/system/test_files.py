@@ -205,7 +205,7 @@ def test_a_missing_output_folder_and_a_file_are_named_with_their_remedy(tmp_path
         check_writable(tmp_path / "no such")
     assert caught.value.exit_code == 6
     (tmp_path / "taken").touch()
-    with pytest.raises(OutputError, match=r"is a file \(.*taken\): choose another output_dir"):
+    with pytest.raises(OutputError, match=r"is a file \(.*taken\): choose another folder"):
         check_writable(tmp_path / "taken")
 
 
