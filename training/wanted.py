@@ -209,7 +209,7 @@ def options_from(arguments: Sequence[str], script: dict[str, Any]) -> dict[str, 
     )
     for name, key in KEYS.items():
         parser.add_argument(
-            *dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"]),
+            f"--{name}",
             *SHORT.get(name, ()),
             default=argparse.SUPPRESS,
             type=key.rule.read,
