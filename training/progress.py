@@ -48,7 +48,8 @@ class Progress:
         self.seconds = 60 * config["max_minutes"] or math.inf
         self.used_before = 0.0  # in earlier sessions of the run
         self.used = 0.0  # by now, with what comes before the first update
-        self.first: float | None = None  # what was used when the first update began
+        self.first: float | None = None  # what was used when time began to count
+        self.first_step = 0  # how many updates there had been by then
         self.share = 0.0  # of the time for updates
         self.costs = dict.fromkeys(AT_THE_END, 0.0)  # seconds of the latest
 
@@ -75,9 +76,10 @@ class Progress:
         """Whether time is limited and nobody knows yet what a report takes."""
         return math.isfinite(self.seconds) and not self.costs["report"]
 
-    def start(self) -> None:
-        """Notes that an update begins; the first one is where progress is 0."""
-        self.first = self.used if self.first is None else self.first
+    def start(self, step: int) -> None:
+        """Notes that an update begins after so many; the first one is where progress is 0."""
+        if self.first is None:
+            self.first, self.first_step = self.used, step
 
     def is_over(self, step: int) -> bool:
         """Whether no update may follow after so many."""
@@ -86,17 +88,19 @@ class Progress:
     @property
     def limit(self) -> str:
         """The key of the nearest limit."""
-        return "max_minutes" if self.share >= 1 else min(self.limits, key=self.limits.get)
+        is_time = self.share >= 1 or math.isinf(self.last_step)
+        return "max_minutes" if is_time else min(self.limits, key=self.limits.get)
 
     def place(self, step: int) -> str:
         """Where a run is that has made so many updates, in words."""
         of_steps = "" if math.isinf(self.last_step) else f" of {self.last_step:,}"
-        minutes = f", {self.used_before / 60:.1f} of {self.seconds / 60:g} minutes used"
+        minutes = f", {self.used / 60:.1f} of {self.seconds / 60:g} minutes used"
         return f"step {step:,}{of_steps}" + minutes * math.isfinite(self.seconds)
 
     def expected_steps(self, step: int) -> int | None:
         """How many updates the run will have had, None where that is not known yet."""
-        by_time = step / self.share if self.share > 0 else math.inf
+        timed = step - self.first_step
+        by_time = self.first_step + timed / self.share if self.share > 0 else math.inf
         nearest = min(self.last_step, by_time)
         return None if math.isinf(nearest) else round(nearest)
 
@@ -110,10 +114,11 @@ class Progress:
         if math.isinf(self.seconds) or self.first is None:
             return {}
         used = self.seconds if self.share >= 1 else self.used
-        return {"used": used, "first": self.first, "report": self.costs["report"]}
+        return {"used": used, "first": self.first, "first_step": self.first_step, **self.costs}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         """Goes on with what an earlier session has left of the time."""
         self.used_before, self.first = state.get("used", 0.0), state.get("first")
-        self.costs["report"] = state.get("report", 0.0)
+        self.first_step = state.get("first_step", 0)
+        self.costs = {cost: state.get(cost, 0.0) for cost in AT_THE_END}
         self.read()

@@ -169,7 +169,7 @@ def test_a_limited_run_knows_what_its_report_will_take(clock, monkeypatch, limit
 
 def test_what_follows_the_last_update_is_kept_free(clock):
     progress = Progress({**DEFAULTS, "max_minutes": 1}, BATCHES, Processes())
-    progress.start()
+    progress.start(0)
     progress.costs |= {"update": 1.0, "evaluation": 3.0, "write": 2.0, "report": 5.0}
     clock.seconds += 60 - 0.5 - (1 + 3 + 3 * 2 + 5) - 0.1
     progress.read()
@@ -178,6 +178,27 @@ def test_what_follows_the_last_update_is_kept_free(clock):
     clock.seconds += 0.2
     progress.read()
     assert progress.is_over(1)
+
+
+def test_a_resume_keeps_that_time_free_too(clock):
+    config = {**DEFAULTS, "max_minutes": 1}
+    before = Progress(config, BATCHES, Processes())
+    before.start(0)
+    before.costs |= {"update": 1.0, "evaluation": 3.0, "write": 2.0, "report": 5.0}
+    clock.seconds += 20
+    before.read()
+    again = Progress(config, BATCHES, Processes())
+    again.load_state_dict(before.state_dict())
+    assert (again.costs, again.share) == (before.costs, before.share)
+
+
+def test_what_comes_before_time_counts_tells_nothing_of_the_pace(clock):
+    progress = Progress({**DEFAULTS, "max_minutes": 1}, BATCHES, Processes())
+    progress.start(500)
+    clock.seconds += 6
+    progress.read()
+    assert progress.expected_steps(510) == pytest.approx(500 + 100, abs=2)
+    assert progress.place(510) == "step 510, 0.1 of 1 minutes used"
 
 
 def test_all_processes_take_the_clock_of_the_first():
@@ -201,7 +222,7 @@ def test_all_processes_take_the_clock_of_the_first():
     first.began = progress.time.monotonic() - 20
     for one in (first, other):
         one.read()
-        one.start()
+        one.start(0)
     first.began -= 25
     for one in (first, other):
         one.read()
