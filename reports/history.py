@@ -54,6 +54,7 @@ class History:
     learning_rates: list[float] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
     num_skipped: int = 0  # updates left out because a float16 gradient overflowed
+    num_of_other_text: int = 0  # evaluations on the text before this one
     # Bits a byte of what needs no network, as far as they are known; a file has no need of them.
     baselines: dict[str, float] = field(default_factory=dict, compare=False)
 
@@ -64,16 +65,21 @@ class History:
         self.num_skipped += not record.is_applied
 
     @property
+    def judged(self) -> list[Evaluation]:
+        """The evaluations that can be compared: those on the present text."""
+        return self.evaluations[self.num_of_other_text :]
+
+    @property
     def best(self) -> Evaluation:
-        """The evaluation with the lowest loss, the first of equals."""
-        return min(self.evaluations, key=lambda evaluation: evaluation.loss)
+        """The evaluation with the lowest loss, the first of equals; one on this text, if any."""
+        return min(self.judged or self.evaluations, key=lambda evaluation: evaluation.loss)
 
     def num_no_better(self, tolerance: float = 0.0, *, after: int = -1) -> int:
         """How many of the evaluations since the best come last and reach 1 + tolerance times it.
 
         Only those after that step count: the others are of another model.
         """
-        own = [done for done in self.evaluations if done.step > after]
+        own = [done for done in self.judged if done.step > after]
         if not own:
             return 0
         best = min(own, key=lambda done: done.loss)
@@ -109,6 +115,7 @@ class History:
             "learning_rates": torch.tensor(self.learning_rates, dtype=torch.float64),
             "evaluations": [asdict(evaluation) for evaluation in self.evaluations],
             "num_skipped": self.num_skipped,
+            "num_of_other_text": self.num_of_other_text,
         }
 
     @classmethod
@@ -121,6 +128,7 @@ class History:
             state.get("learning_rates", none).tolist(),
             [Evaluation(**evaluation) for evaluation in state["evaluations"]],
             state["num_skipped"],
+            state.get("num_of_other_text", 0),
         )
 
 

@@ -32,7 +32,7 @@ from training.progress import last_step
 from training.rates import find_rate
 from training.rules import left_to_rules, settled
 from training.run import Run
-from training.settings import EARLIER_DEFAULTS, FIXED, FREE, KEYS, ORDERED
+from training.settings import AUTO, EARLIER_DEFAULTS, FIXED, FREE, KEYS, ORDERED
 from training.wanted import Wanted, check, shown
 from training.ways import machine_for
 
@@ -61,10 +61,12 @@ def prepared(wanted: Wanted, team: Processes) -> tuple[Start, Corpus, Machine]:
     corpus = read_corpus(
         config, GPT2Tokenizer(), share_rows=config["share_unused_tokens"], order=order
     )
-    start = replace(start, config=settled(start.config, corpus))
-    config = start.config
+    config = settled(start.config, corpus)
     if start.path:
         check_same_order(start, corpus)
+        if config["generations"] == AUTO and start.state["text_sha256"] != corpus.text_sha256:
+            config = {**config, "generations": 1}  # what was learned of the other text stays
+    start = replace(start, config=config)
     check_same(team, facts_of(start.config, start.state, corpus))
     if not config["estimate"]:
         capacity.check_memory(config, corpus, place, team.size)
@@ -110,12 +112,7 @@ def begin(wanted: Wanted, team: Processes = ALONE) -> Run:
     if start.path:
         go_on(run, start)
     else:
-        warmup_steps, num_steps = run.config["warmup_steps"], run.progress.last_step
-        if warmup_steps > num_steps:
-            raise ConfigError(
-                f"config: warmup_steps={warmup_steps} is more than the run's {num_steps} steps "
-                f"({run.progress.limit}): try {num_steps // 10}"
-            )
+        check_warmup(run)
         make_way(run)
     if team.is_first:
         run_folder.claim(run.folder, run.id)
@@ -158,6 +155,17 @@ def first_or_next_start(wanted: Wanted, team: Processes) -> Start:
         log("resume    no checkpoint is there yet: the run starts from its beginning")
         return started(wanted)
     return resumed(wanted) if wanted.config["resume"] else started(wanted)
+
+
+def check_warmup(run: Run) -> None:
+    """ConfigError if the rate would never reach its height."""
+    warmup_steps, num_steps = run.config["warmup_steps"], run.progress.last_step
+    if warmup_steps > num_steps / run.generations.count:
+        of_each = f" of {run.generations.count} models" * (run.generations.count > 1)
+        raise ConfigError(
+            f"config: warmup_steps={warmup_steps} is more than the run's {num_steps} steps "
+            f"({run.progress.limit}){of_each}: try {num_steps // run.generations.count // 10}"
+        )
 
 
 def make_way(run: Run) -> None:
@@ -249,7 +257,8 @@ def go_on(run: Run, start: Start) -> None:
     store.restore(run, path, start.state, has_moments=has_moments)
     log(f"resumed   {path} at {run.progress.place(run.step)}")
     if run.is_over():
-        log(f"          that is the end: raise {run.progress.limit} to train on")
+        limit = run.progress.limit if run.progress.is_over(run.step) else "patience"
+        log(f"          that is the end: raise {limit} to train on")
     run.id = run.team.gather(uuid.uuid4().hex)[0] if start.is_branch else run.id
     if start.is_branch:
         best = store.best_state(run, path.parent)

@@ -19,15 +19,17 @@ from training.teacher import Teacher
 from training.wanted import learns_anew
 
 PASSES = 13  # of the text, in which a generation learns what it can
+LEAST_UPDATES = 300  # fewer teach a model too little for it to be a teacher
 
 
 class Generations:
-    """Which generation a run is in: all are a like share of it, each with the whole schedule."""
+    """Which generation a run is in: each has the whole schedule in its share of the run."""
 
     def __init__(self, config: dict[str, Any], corpus: Corpus, learner: Learner) -> None:
         self.config, self.corpus, self.learner = config, corpus, learner
         self.count = 1  # how many there will be
         self.first_steps = [0]  # how many updates came before each so far
+        self.began = 0.0  # the progress of the run when this one did
         if config["generations"] not in (1, AUTO) and learner.engine.is_sharded:
             raise ConfigError(
                 f"config: generations={config['generations']} needs a whole model in each process: "
@@ -57,7 +59,8 @@ class Generations:
         wanted = self.config["generations"]
         if wanted == AUTO:
             num_passes = self.passes_per_step * (num_steps or 0)
-            wanted = round(num_passes / PASSES) if self.are_known_to_help else 1
+            most = (num_steps or 0) // LEAST_UPDATES
+            wanted = min(round(num_passes / PASSES), most) if self.are_known_to_help else 1
         self.count = max(wanted, self.number + 1)
 
     @property
@@ -74,16 +77,21 @@ class Generations:
         return learns_anew(self.config) and self.config["optimizer"] == "muon" and is_whole
 
     def share(self, progress: float) -> float:
-        """How much of this generation is done where so much of the run is, both in [0, 1]."""
-        return min(1.0, max(0.0, progress * self.count - self.number))
+        """How much of this generation is done where so much of the run is, both in [0, 1].
+
+        What the run had left when it began is for it and those to come, to like parts.
+        """
+        of_rest = (progress - self.began) / (1 - self.began)
+        return min(1.0, max(0.0, of_rest * (self.count - self.number)))
 
     def is_over(self, progress: float) -> bool:
-        """Whether what follows is for the next generation."""
-        return self.number < min(self.count - 1, int(progress * self.count))
+        """Whether what follows is for the next generation; one more update is not worth one."""
+        return self.number < self.count - 1 and progress < 1 and self.share(progress) >= 1
 
-    def begin_next(self, step: int) -> None:
+    def begin_next(self, step: int, progress: float) -> None:
         """Makes the model a teacher, and a new one of what learns."""
         self.first_steps.append(step)
+        self.began = progress
         learned = {name: weight.clone() for name, weight in self.learner.engine.weights().items()}
         self.learn_from(learned)
         config = {**self.config, "seed": self.config["seed"] + self.number}
@@ -102,11 +110,17 @@ class Generations:
         teacher = self.learner.loss.teacher
         return teacher.model.state_dict() if teacher else {}
 
-    def restore(self, first_steps: list[int], weights: dict[str, Tensor]) -> None:
+    def state_dict(self, progress: float) -> dict[str, Any]:
+        """Which one a run is in that is so far on its way, for a checkpoint."""
+        return {"first_steps": self.first_steps, "began": self.began, "progress": progress}
+
+    def restore(self, state: dict[str, Any], weights: dict[str, Tensor], progress: float) -> None:
         """Goes on in the generation of a checkpoint; RuntimeError if the teacher has other shapes.
 
-        Without the weights, nobody teaches the model any more.
+        The run may have other limits now, so that its `progress` is another, and with it where the
+        generation began. Without the weights, nobody teaches the model any more.
         """
-        self.first_steps = list(first_steps)
+        self.first_steps = list(state["first_steps"])
+        self.began = state["began"] * progress / state["progress"] if state["began"] else 0.0
         if weights:
             self.learn_from(weights)

@@ -93,16 +93,18 @@ class Run:
         return self.generations.share(self.progress_at(step))
 
     def progress_at(self, step: int) -> float:
-        return self.progress.at(step, warmup_steps=self.config["warmup_steps"])
+        """Past the warm-up of the only model; where there are several, each has its own."""
+        is_alone = self.generations.count == 1
+        return self.progress.at(step, warmup_steps=self.config["warmup_steps"] * is_alone)
 
     def is_generation_over(self) -> bool:
         return self.generations.is_over(self.progress_at(self.step))
 
     def update(self) -> None:
         """Makes one update of the weights: batch number `step` at the rate of that step."""
-        self.progress.start()
+        self.progress.start(self.step)
         if self.is_generation_over():
-            self.generations.begin_next(self.step)
+            self.generations.begin_next(self.step, self.progress_at(self.step))
             self.averages.restart()
         rate, progress = self.learning_rate(self.step), self.share(self.step)
         inputs, targets = self.next_batch()
@@ -150,8 +152,8 @@ class Run:
         is_regular = self.step % self.config["eval_freq"] == 0
         is_epoch_end = self.step % self.corpus.batches.num_per_epoch == 0
         is_end = self.is_generation_over() or self.progress.is_over(self.step)
-        is_due = is_regular or is_epoch_end or is_end
-        return is_due and self.step not in [done.step for done in self.history.evaluations]
+        is_due = is_regular or is_epoch_end or is_end or not self.history.judged
+        return is_due and self.step not in [done.step for done in self.history.judged]
 
     def is_save_due(self) -> bool:
         is_regular = self.step % self.config["save_freq"] == 0
@@ -162,7 +164,7 @@ class Run:
 
     def is_stuck(self) -> bool:
         """Whether the evaluation of this step is one too many without a better one."""
-        is_judged = self.step in [done.step for done in self.history.evaluations[-1:]]
+        is_judged = self.step in [done.step for done in self.history.judged[-1:]]
         if not (self.config["patience"] and is_judged):
             return False
         given = {name: self.config[name] for name in ("lr_schedule", "lr_min_ratio")}

@@ -24,6 +24,7 @@ WEIGHTS, BASE = "model_state_dict", checkpoint.BASE
 OPTIMIZER, GROUPS, SCALER = "optimizer_state_dict", "optimizer_groups", "scaler_state_dict"
 MEMORY, AVERAGES, NUM_IN_TAIL = "memory", "averages", "num_in_tail"
 GENERATIONS, TEACHER = "generations", "teacher"
+FIRST_GENERATION = {"first_steps": [0], "began": 0.0}  # of files that lack one
 PLAIN = (bool, int, float, str, Tensor)  # what files hold of a group's settings
 OF_NOW = {"lr", "weight_decay", "fused", "foreach", "capturable"}  # of config and device
 NEEDED = (OPTIMIZER, SCALER, "history", "step", "run_id", "text_sha256", "tokenizer_sha256")
@@ -42,7 +43,7 @@ def about(run: Run) -> dict[str, Any]:
         "tokenizer_sha256": TABLE_SHA256,
         "history": run.history.state_dict(),
         "time": run.progress.state_dict(),
-        GENERATIONS: run.generations.first_steps,
+        GENERATIONS: run.generations.state_dict(run.progress.at(run.step, warmup_steps=0)),
     }
 
 
@@ -195,12 +196,15 @@ def restore(run: Run, path: Path, state: dict[str, Any], *, has_moments: bool) -
     """Gives the run, whose model has the state's weights, the rest of what `save` wrote."""
     try:
         run.history = History.from_state_dict(state["history"])
+        if state["text_sha256"] != run.corpus.text_sha256:
+            run.history.num_of_other_text = len(run.history.evaluations)
         run.step = run.saved_step = run.told_step = state["step"]
         run.saved_path = path
         run.progress.load_state_dict(state.get("time", {}))
         run.learner.fit(state.get(MEMORY, {}))
         teacher = state.get(TEACHER, {}) if has_moments else {}
-        run.generations.restore(state.get(GENERATIONS, [0]), teacher)
+        progress = run.progress.at(run.step, warmup_steps=0)
+        run.generations.restore(state.get(GENERATIONS, FIRST_GENERATION), teacher, progress)
         run.generations.settle(run.progress.expected_steps(run.step))
         if not run.history.evaluations or len(run.history.train_losses) != run.step:
             raise ValueError("its history is not that of its step")

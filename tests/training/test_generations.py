@@ -12,7 +12,7 @@ from model import build_transformer
 from reports.history import Evaluation, History
 from storage import checkpoint
 from system.errors import ConfigError
-from training import begin, samples
+from training import begin, generations, samples
 from training.learner import GENTLER
 from training.loss import NextTokenLoss
 from training.run import Run
@@ -171,7 +171,7 @@ def test_stopped_and_resumed_is_the_run_that_never_stopped(place, monkeypatch, s
     prepare(place / "stopped")
     stop_before(monkeypatch, step, **more)
     saved = checkpoint.load(checkpoint.step_path(Path(), step))
-    assert saved["generations"] == ([0] if step == 12 else [0, 12])
+    assert saved["generations"]["first_steps"] == ([0] if step == 12 else [0, 12])
     assert bool(saved["teacher"]) == (step > 12)
     assert fingerprint(train_quickly(resume=True, **more)) == expected
 
@@ -186,7 +186,7 @@ def test_fewer_generations_on_resume_leave_the_one_that_it_is_in(place, monkeypa
     stop_before(monkeypatch, 17, **TWO)
     train_quickly({"resume": True, "generations": 1}, **TWO)
     state = checkpoint.load(checkpoint.step_path(Path(), 24))
-    assert state["generations"] == [0, 12]
+    assert state["generations"]["first_steps"] == [0, 12]
     rates = state["history"]["learning_rates"]
     assert rates[-1] < rates[17] < rates[16] < rates[12]  # it goes on falling to the end
 
@@ -230,8 +230,51 @@ def test_generations_that_bring_nothing_end_the_run_as_patience_says(
         ({"num_epochs": 26, "freeze": "blocks.0"}, 1),
     ],
 )
-def test_auto_is_a_number_by_the_passes_of_a_run_that_starts_anew(place, changes, count):
+def test_auto_is_a_number_by_the_passes_of_a_run_that_starts_anew(
+    place, monkeypatch, changes, count
+):
+    monkeypatch.setattr(generations, "LEAST_UPDATES", 1)
     assert run_of(**{"generations": "auto", **changes}).generations.count == count
+
+
+def test_auto_has_no_teacher_that_few_updates_have_made(place):
+    passes_of_19 = {"generations": "auto", "num_epochs": 99, "stride": 1000}  # a step each
+    assert run_of(**passes_of_19).generations.count == 1
+
+
+def test_a_longer_resume_shares_what_is_left_among_the_models_to_come(place):
+    train_quickly(**{**TWO, "generations": 1, "num_epochs": 2})
+    longer = {**TWO, "generations": 4, "num_epochs": 8}
+    state = checkpoint.load(train_quickly({"resume": True}, **longer))
+    assert state["step"] == 48
+    assert state["generations"]["first_steps"] == [0, 12, 24, 36]
+    late = {**TWO, "generations": 9, "num_epochs": 11}  # the fourth is over as soon as it goes on
+    train_quickly({"resume": True}, **late)
+    state = checkpoint.load(checkpoint.step_path(Path(), 66))
+    assert state["generations"]["first_steps"] == [0, 12, 24, 36, 48, 52, 56, 60, 63]
+
+
+def test_each_generation_has_a_warm_up_of_its_own(place):
+    run = run_of(warmup_steps=4)
+    advance(run, 24)
+    rates = run.history.learning_rates
+    assert run.generations.first_steps == [0, 12]
+    for own in (rates[:12], rates[12:]):
+        assert own[:4] == pytest.approx([own[3] * n / 4 for n in (1, 2, 3, 4)])
+        assert own[3] == run.config["learning_rate"]
+        assert own[4:] == sorted(own[4:], reverse=True)
+    with pytest.raises(ConfigError, match=r"the run's 24 steps \(num_epochs\) of 2 models: try 1"):
+        run_of(warmup_steps=13)
+
+
+def test_another_text_goes_on_with_the_model_that_there_is(place, monkeypatch):
+    monkeypatch.setattr(generations, "LEAST_UPDATES", 1)
+    before = checkpoint.load(train_quickly(**TWO))
+    Path("data.txt").write_text("One two three four five six, and once more. " * 90)
+    more = {**TWO, "generations": "auto", "num_epochs": 40, "allow_other_text": True}
+    state = checkpoint.load(train_quickly({"resume": True}, **more))
+    assert state["generations"]["first_steps"] == before["generations"]["first_steps"]
+    assert state["config"]["generations"] == 1
 
 
 @pytest.mark.parametrize("key", ["weights_path", "adapter", "freeze"])

@@ -11,7 +11,7 @@ from reports import plot
 from storage import checkpoint, run_folder
 from system.errors import CheckpointError, ConfigError, DataError
 from system.process import Stopped
-from training import begin
+from training import begin, samples
 from training.run import Run
 
 HERE = Path()
@@ -176,6 +176,28 @@ def test_a_shorter_text_ends_a_run_at_once(place, capsys):
     state = checkpoint.load(train_quickly(resume=True, allow_other_text=True))
     assert "that is the end" in capsys.readouterr().out
     assert state["step"] == 18
+
+
+def test_on_another_text_losses_are_compared_with_those_on_it_alone(place, monkeypatch):
+    first = history_of(train_quickly())
+    path = place / "data.txt"
+    words = path.read_text().split()
+    path.write_text(" ".join(words[::-1]))
+    worse = iter([9.0, 8.0, 8.5, 8.5, 8.5, 8.5, 8.5, 8.5])
+    monkeypatch.setattr(samples, "measure", lambda run: (next(worse), ""))
+    changes = {"num_epochs": 7, "allow_other_text": True, "patience": 3, "eval_freq": 1000}
+    state = checkpoint.load(train_quickly({"resume": True}, **changes))
+    found = state["history"]["evaluations"][len(first["evaluations"]) :]
+    assert [done["step"] for done in found] == [18, 24]  # of the final model: the best on this text
+    assert state["step"] == 24
+    train_quickly({"resume": True}, **changes)
+
+
+def test_a_run_that_patience_has_ended_says_so(place, capsys, monkeypatch):
+    monkeypatch.setattr(samples, "measure", lambda run: (5.0 + run.step, ""))
+    train_quickly(patience=1, eval_freq=2, warmup_steps=0, lr_schedule="constant")
+    train_quickly({"resume": True}, patience=1, eval_freq=2, warmup_steps=0, lr_schedule="constant")
+    assert "that is the end: raise patience to train on" in capsys.readouterr().out
 
 
 def test_another_text_is_refused_with_both_hashes_unless_the_config_allows_it(place, monkeypatch):
