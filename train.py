@@ -141,7 +141,11 @@ def train_with_seeds(team: Processes, config: dict[str, Any], asked: Wanted) -> 
     """Trains once with each of several seeds and says how far they spread; the first one's path."""
     from training import seeds
 
-    paths = [train_in(team, config, options) for options in seeds.options_of_each(asked)]
+    try:
+        paths = [train_in(team, config, options) for options in seeds.options_of_each(asked)]
+    except Stopped:
+        log(f"seeds     the same command with --resume goes on with all {asked.config['seeds']}")
+        raise
     if team.is_first:
         log(seeds.spread(paths))
     return paths[0]

@@ -9,27 +9,42 @@ from reports.history import History
 from storage import checkpoint, run_folder
 from system.errors import ConfigError
 from system.files import make_folder
-from training.wanted import Wanted, check
+from training.wanted import Wanted, check, without_effect
 
 
 def options_of_each(wanted: Wanted) -> list[dict[str, Any]]:
     """The options of each training: its seed, and a folder of its own under output_dir.
 
-    With `resume` those go on that have a checkpoint.
+    With `resume` those go on that have a checkpoint; the others begin with what the first of those
+    was given.
     """
     config = wanted.config
     if isinstance(config["resume"], str):
         raise ConfigError("config: a checkpoint goes on with its own seed: resume it without seeds")
     seeds = range(config["seed"], config["seed"] + config["seeds"])
     check({"seed": seeds[-1]})
-    every = []
-    for seed in seeds:
-        folder = wanted.folder / f"seed_{seed}"
+    folders = {seed: wanted.folder / f"seed_{seed}" for seed in seeds}
+    for folder in folders.values():
         make_folder(folder)
-        goes_on = config["resume"] and any(run_folder.checkpoints_in(folder))
-        own = {"seeds": 1, "seed": seed, "output_dir": str(folder), "resume": goes_on}
-        every.append({**wanted.options, **own})
+    begun = [f for f in folders.values() if config["resume"] and any(run_folder.checkpoints_in(f))]
+    options_of_new = options_like(wanted, begun[0]) if begun else wanted.options
+    every = []
+    for seed, folder in folders.items():
+        own = {"seeds": 1, "seed": seed, "output_dir": str(folder), "resume": folder in begun}
+        every.append({**(wanted.options if folder in begun else options_of_new), **own})
     return every
+
+
+def options_like(wanted: Wanted, folder: Path) -> dict[str, Any]:
+    """The options that make a new run of the one in the folder, with what was written since."""
+    state = run_folder.newest_intact(folder)[1]
+    config = wanted.resumed(state["config"], state.get("script_config", {}))
+    useless = dict(without_effect(config))
+    return {
+        key: value
+        for key, value in config.items()
+        if value != wanted.script[key] and key not in useless
+    }
 
 
 def spread(paths: Sequence[Path]) -> str:

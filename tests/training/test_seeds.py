@@ -10,6 +10,8 @@ from tiny_run import canonical, prepare, train_quickly
 from reports.history import History
 from storage import checkpoint
 from system.errors import ConfigError
+from system.process import Stopped
+from training.run import Run
 
 
 def best_of(folder: str) -> float:
@@ -37,6 +39,26 @@ def test_resumed_the_seeds_go_on_where_they_were(place):
     train_quickly({"seeds": 3, "resume": True, "max_steps": 6})
     steps = [checkpoint.load(Path(f"seed_{s}/model_checkpoint_step_6.pt")) for s in (42, 43, 44)]
     assert [len(state["history"]["train_losses"]) for state in steps] == [6, 6, 6]
+
+
+def test_a_seed_that_had_not_begun_is_given_what_the_others_were(place, monkeypatch, capsys):
+    update = Run.update
+
+    def stopping(run):
+        if run.step == 2:
+            raise Stopped(2)
+        update(run)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "update", stopping)
+        with pytest.raises(Stopped):
+            train_quickly({"seeds": 2, "max_steps": 4, "dropout": 0.3, "num_layers": 2})
+    assert "with --resume goes on with all 2" in capsys.readouterr().out
+    train_quickly({"seeds": 2, "resume": True, "max_steps": 5})
+    states = [checkpoint.load(Path(f"seed_{s}/model_checkpoint_step_5.pt")) for s in (42, 43)]
+    own = [{**state["config"], "seed": 0, "output_dir": ""} for state in states]
+    assert own[0] == own[1]
+    assert (own[0]["dropout"], own[0]["num_layers"], own[0]["max_steps"]) == (0.3, 2, 5)
 
 
 def test_a_question_is_answered_once_for_all_seeds(place, capsys):
