@@ -1,5 +1,6 @@
 """The picture of a run: losses, perplexity and learning rate."""
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -125,14 +126,18 @@ def binned(values: Sequence[float], *, max_points: int) -> tuple[list[int], list
 def plot_rates(
     path: Path, rates: Sequence[float], losses: Sequence[float], *, recommended: float
 ) -> None:
-    """Draws the loss that each learning rate came to, and the recommended one, into a PNG file."""
+    """Draws the loss that each learning rate came to, and the recommended one, into a PNG file.
+
+    The recommended one may be nan, for none.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
     axes.plot(rates, losses)
-    axes.axvline(recommended, ls=":", color="C1", label=f"recommended: {recommended:g}")
+    if not math.isnan(recommended):
+        axes.axvline(recommended, ls=":", color="C1", label=f"recommended: {recommended:g}")
+        axes.legend()
     axes.set(xscale="log", xlabel="learning rate", ylabel="loss (nats per token), smoothed")
     axes.grid(alpha=0.3)
-    axes.legend()
     write_durably(path, lambda file: figure.savefig(file, format="png", dpi=120))

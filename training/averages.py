@@ -30,7 +30,7 @@ class Averages:
 
     def add(self, step: int, progress: float) -> None:
         """Takes the weights after update number `step`, counted from 0, into the average."""
-        self.num_in_tail = self.num_in_tail + 1 if progress >= TAIL else 0
+        self.num_in_tail = self.num_in_tail + 1 if self.values and progress >= TAIL else 0
         weight = self.weight_of_newest(step + 1)
         for name, value in self.values.items():
             local(value).lerp_(local(self.parameters[name]).float(), weight)

@@ -17,6 +17,7 @@ from system.errors import ConfigError, OutOfRoomError, OutputError
 from tokenizer import END_OF_TEXT_ID
 from training.optim import OPTIMIZERS
 from training.progress import last_step
+from training.settings import AUTO
 
 MOST_LAYERS, MOST_PARAMETERS = 10**5, 10**13  # that shapes alone are made of
 CGROUP = Path("/sys/fs/cgroup")
@@ -134,6 +135,7 @@ def check_disk(config: dict[str, Any], corpus: Corpus, *, run_id: str | None) ->
     model = 4 * num_parameters(config, END_OF_TEXT_ID + 1)
     learns = Learning.of(config, corpus.vocabulary.size)
     saved = (4 * learns.num_weights if config["adapter"] else model) + learns.moment_bytes
+    saved += learns.model_bytes * (config["generations"] not in (1, AUTO))  # the teacher
     num_saved = -(-last_step(config, corpus.batches) // config["save_freq"])
     num_kept = min(config["keep_checkpoints"], num_saved)
     needed = saved * (num_kept + 1) + 2 * model

@@ -5,6 +5,7 @@ run lies before the end of that fall, Muon's at its end (docs/recipe.md). How lo
 low after the fall says nothing.
 """
 
+import math
 from collections.abc import Sequence
 from itertools import count
 from typing import Any
@@ -23,6 +24,7 @@ KEPT = 0.7  # of the mean loss so far, by each update
 TOO_BAD = 1.2  # times the lowest mean loss: what comes then is worse still
 PARTS = {"adamw": 0.7, "muon": 0.95}  # of the fall, at whose end the recommended rate lies
 PART = 0.9  # for other optimizers
+LEAST_FALL = 0.03  # of the first loss: less of it may be chance
 NAME = "learning_rates.png"
 
 
@@ -31,14 +33,18 @@ def find_rate(run: Run, options: dict[str, Any]) -> str:
     rates, losses = tried(run, num_rates=num_rates_in_time(run))
     means = smooth(losses)
     part = PARTS.get(run.config["optimizer"], PART)
-    recommended = float(f"{rate_of_fall(rates, means, part=part):.2g}")
+    has_fallen = min(means) < (1 - LEAST_FALL) * means[0]
+    found = rate_of_fall(rates, means, part=part) if has_fallen else math.nan
+    recommended = float(f"{found:.2g}")
     path = run.folder / NAME
     if run.team.is_first:
         with only_warn(f"no {NAME}"):
             plot_rates(path, rates, means, recommended=recommended)
+    tested = f"rates     {len(rates)} updates from {rates[0]:.0e} to {rates[-1]:.0e}: {path}\n"
+    if not has_fallen:
+        return f"{tested}          the loss has not fallen at any: none is recommended"
     return (
-        f"rates     {len(rates)} updates from {rates[0]:.0e} to {rates[-1]:.0e}: {path}\n"
-        f"          {part:.0%} of the fall of the loss is over at {recommended:g}\n"
+        f"{tested}          {part:.0%} of the fall of the loss is over at {recommended:g}\n"
         f"next      {command(options, {'learning_rate': f'{recommended:g}'})}"
     )
 

@@ -95,7 +95,8 @@ def number(test: Callable[[Any], bool], wants: str) -> Rule:
 
 def or_auto(rule: Rule) -> Rule:
     """The rule, which "auto" meets as well."""
-    return replace(rule, is_met=lambda value: value == AUTO or rule.is_met(value))
+    is_met, wants = lambda value: value == AUTO or rule.is_met(value), f"{rule.wants}, or {AUTO}"
+    return replace(rule, is_met=is_met, wants=wants)
 
 
 def whole(least: int) -> Rule:

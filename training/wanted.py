@@ -111,7 +111,6 @@ def without_effect(config: dict[str, Any]) -> list[tuple[str, str]]:
         (not is_resumed, "allow_other_text", "it needs --resume"),
         (config["parallel"] == "fsdp" and not is_launched(), "parallel", "it needs torchrun"),
         *((not (config["adapter"] or is_resumed), key, "it needs --adapter lora") for key in LORA),
-        (config["plan"], "adapter", "a plan is for a new model"),
         (any(config[key] for key in QUESTIONS), "seeds", "nothing is trained"),
         (not is_partly_frozen(config), "base_precision", "it needs --adapter lora or --freeze"),
         (config["val_data"], "val_fraction", "val_data is given"),
@@ -129,6 +128,11 @@ def learns_anew(config: dict[str, Any]) -> bool:
     """Whether all weights of a model learn, from random ones on."""
     others = ("weights_path", "use_pretrained", "adapter", "freeze")
     return not any(config[key] for key in others)
+
+
+def is_new(config: dict[str, Any]) -> bool:
+    """Whether the run begins with a model that has learned nothing and learns as a whole."""
+    return learns_anew(config) and not config["resume"]
 
 
 def command(options: dict[str, Any], decided: dict[str, Any]) -> str:
@@ -183,6 +187,10 @@ def problems_of(config: dict[str, Any]) -> list[str]:
         )
     if config.get("plan") is True and not config.get("max_minutes"):
         problems.append("plan is for a time: give it as --max_minutes 30, say")
+    if config.get("plan") is True and not is_new({**DEFAULTS, **config}):
+        problems.append(
+            "plan is for a new model: leave out resume, published weights, adapter and freeze"
+        )
     return problems
 
 

@@ -170,8 +170,8 @@ def test_all_problems_are_in_one_message():
     changes = {"seqlen": 64, "dropout": 2, "learning_rate": "3e-4", "embedding_dim": 250}
     assert message_of(changes).split("; ") == [
         "config: unknown key 'seqlen', did you mean seq_len?",
-        "dropout=2 is not a number in [0, 1)",
-        "learning_rate='3e-4' is not a number > 0",
+        "dropout=2 is not a number in [0, 1), or auto",
+        "learning_rate='3e-4' is not a number > 0, or auto",
         "embedding_dim=250 is not a multiple of num_heads=8 (250 = 31 x 8 + 2): try 248",
     ]
 

@@ -90,6 +90,14 @@ def test_a_plan_runs_as_it_stands(place, capsys, monkeypatch):
     assert np.log2(config["seq_len"]) % 1 == 0
 
 
+@pytest.mark.parametrize(
+    "given", [{"resume": True}, {"weights_path": "x"}, {"freeze": "blocks"}, {"adapter": "lora"}]
+)
+def test_a_plan_for_a_model_that_there_is_is_refused(given):
+    with pytest.raises(ConfigError, match="plan is for a new model"):
+        wanted({**CONFIG, **given}, {"plan": True, "max_minutes": 1})
+
+
 def test_a_plan_without_a_time_is_refused():
     with pytest.raises(ConfigError, match="plan is for a time: give it as --max_minutes"):
         wanted({**CONFIG, "plan": True}, {})

@@ -53,6 +53,16 @@ def test_a_rate_is_recommended_below_those_that_make_it_worse(place, capsys):
     assert left == {"data.txt", rates.NAME}
 
 
+def test_where_nothing_is_left_to_learn_at_once_no_rate_is_recommended(place, monkeypatch, capsys):
+    monkeypatch.setattr(rates, "HIGHEST", 2 * rates.LOWEST)
+    monkeypatch.setattr(rates, "MOST_STEPS", rates.LEAST_STEPS)
+    train_quickly({"find_lr": True}, dropout=0.0)
+    said = capsys.readouterr().out
+    assert "the loss has not fallen at any: none is recommended" in said
+    assert "--learning_rate" not in said
+    assert (place / rates.NAME).read_bytes().startswith(b"\x89PNG")
+
+
 def test_it_ends_where_a_loss_is_not_finite(place, monkeypatch):
     monkeypatch.setattr(rates, "HIGHEST", 1e12)
     monkeypatch.setattr(rates, "TOO_BAD", math.inf)

@@ -66,7 +66,7 @@ def test_wrong_value_on_the_command_line_is_named(option):
         ("batch_size 16", "command line: stray argument 'batch_size'"),
         ("--seq_len=--", "--seq_len=--: -- is no value: see train.py --help"),
         ("--qqq 16 --dropout 2", "command line: unknown key 'qqq'; dropout=2 is not a number in "
-         "[0, 1)"),
+         "[0, 1), or auto"),
     ],
 )  # fmt: skip
 def test_what_the_command_line_cannot_mean_is_named(arguments, message):
