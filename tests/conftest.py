@@ -1,5 +1,6 @@
 """What the tests share: a tiny text, a config that trains in a second, commands as processes."""
 
+import gc
 import os
 import random
 import signal
@@ -73,6 +74,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
+def pytest_collection_finish() -> None:
+    """What the imports have made stays to the end: no collection of garbage looks at it again."""
+    gc.collect()
+    gc.freeze()
 
 
 class TrainedRun(NamedTuple):

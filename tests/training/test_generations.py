@@ -270,8 +270,8 @@ def test_each_generation_has_a_warm_up_of_its_own(place):
 def test_another_text_goes_on_with_the_model_that_there_is(place, monkeypatch):
     monkeypatch.setattr(generations, "LEAST_UPDATES", 1)
     before = checkpoint.load(train_quickly(**TWO))
-    Path("data.txt").write_text("One two three four five six, and once more. " * 90)
-    more = {**TWO, "generations": "auto", "num_epochs": 40, "allow_other_text": True}
+    Path("data.txt").write_text("One two three four five six, and once more. " * 25)
+    more = {**TWO, "generations": "auto", "num_epochs": 30, "allow_other_text": True}
     state = checkpoint.load(train_quickly({"resume": True}, **more))
     assert state["generations"]["first_steps"] == before["generations"]["first_steps"]
     assert state["config"]["generations"] == 1
