@@ -9,10 +9,19 @@ from corpus.corpus import Corpus
 from system.errors import ConfigError
 from system.process import log
 from training.capacity import num_parameters
+from training.progress import last_step
 from training.settings import AUTO
 
+LONG = 400_000  # tokens: the rate of a run that sees more is that of one which sees so many
+FEW = 98  # updates: Muon wants no higher rate for fewer, AdamW for fewer alone
 # What the rules look at, of the default model on the text that comes with it.
-DEFAULT_RUN = {"width": 256, "batch_tokens": 1024, "tokens": 110_866, "parameters": 3.99e6}
+DEFAULT_RUN = {
+    "width": 256,
+    "updates": LONG / 2048,
+    "first_updates": FEW,
+    "tokens": 110_866,
+    "parameters": 3.99e6,
+}
 
 
 @dataclass(frozen=True)
@@ -41,12 +50,12 @@ RULES = {  # by optimizer, and for adapters
         "dropout": always(0.1),
     },
     "adamw": {
-        "learning_rate": PowerLaw(1e-3, {"width": -0.5, "batch_tokens": 0.5}, 1e-5, 4e-3),
+        "learning_rate": PowerLaw(1e-3, {"width": -1.0, "first_updates": -1.0}, 1e-5, 1.6e-2),
         "weight_decay": always(0.1),
         "dropout": always(0.1),
     },
     "muon": {
-        "learning_rate": PowerLaw(5.7e-3, {"width": -1.0, "batch_tokens": 0.5}, 1e-4, 6e-2),
+        "learning_rate": PowerLaw(8.1e-3, {"width": -1.0, "updates": -0.5}, 1e-4, 6e-2),
         "weight_decay": PowerLaw(3.0, {"tokens": -1.45, "parameters": 0.5}, 0.1, 6.0),
         "dropout": PowerLaw(0.2, {"tokens": -0.5, "parameters": 0.5}, 0.0, 0.3),
     },
@@ -63,9 +72,12 @@ def left_to_rules(config: dict[str, Any], chosen: set[str]) -> dict[str, Any]:
 
 def settled(config: dict[str, Any], corpus: Corpus) -> dict[str, Any]:
     """The config with a number for each "auto", which is said; ConfigError without a rule."""
+    batch_tokens = corpus.batches.full_batch_size * config["seq_len"]
+    num_updates = min(LONG / batch_tokens, last_step(config, corpus.batches))
     features = {
         "width": config["embedding_dim"],
-        "batch_tokens": corpus.batches.batch_size * config["seq_len"],
+        "updates": max(FEW, num_updates),
+        "first_updates": max(1, min(FEW, num_updates)),
         "tokens": len(corpus.train_ids),
         "parameters": num_parameters(config, corpus.vocabulary.size),
     }
@@ -75,6 +87,6 @@ def settled(config: dict[str, Any], corpus: Corpus) -> dict[str, Any]:
             f"config: no rule for {config['optimizer']} ({missing[0]}={AUTO}): set a number"
         )
     found = {key: rule(features) for key, rule in rules.items() if config[key] == AUTO}
-    for key, value in found.items():
+    for key, value in found.items() if not config["plan"] else ():  # its model is another
         log(f"auto      {key} {value:g}, by a rule (docs/recipe.md): --{key} sets another")
     return {**config, **found}

@@ -1,11 +1,13 @@
 """What "auto" becomes: values by rules, where nobody has written another."""
 
 import pytest
-from tiny_run import train_quickly
+from tiny_run import CONFIG, train_quickly
 
+from corpus.corpus import read_corpus
 from storage import checkpoint
 from system.errors import ConfigError
-from training.rules import DEFAULT_RUN, RULES, PowerLaw
+from tokenizer import GPT2Tokenizer
+from training.rules import DEFAULT_RUN, FEW, LONG, RULES, PowerLaw, settled
 from training.settings import AUTO
 
 ALL_AUTO = dict.fromkeys(("learning_rate", "weight_decay", "dropout"), AUTO)
@@ -16,10 +18,10 @@ def config_of(path) -> dict:
 
 
 def test_a_power_law_is_its_base_at_the_default_and_stays_within_its_bounds():
-    law = PowerLaw(1e-3, {"width": -0.5, "batch_tokens": 1.0}, least=1e-4, most=3e-3)
+    law = PowerLaw(1e-3, {"width": -0.5, "tokens": 1.0}, least=1e-4, most=3e-3)
     assert law(DEFAULT_RUN) == 1e-3
     assert law({**DEFAULT_RUN, "width": 1024}) == 5e-4
-    assert law({**DEFAULT_RUN, "batch_tokens": 2048, "width": 64}) == 3e-3
+    assert law({**DEFAULT_RUN, "tokens": 2 * DEFAULT_RUN["tokens"], "width": 64}) == 3e-3
     assert law({**DEFAULT_RUN, "width": 256 * 10_000}) == 1e-4
 
 
@@ -56,3 +58,30 @@ def test_muon_has_a_rate_of_its_own_where_nobody_chose_one(place):
         for name in ("muon", "adamw")
     )
     assert (muon > 1e-3, adamw) == (True, 3e-4)
+
+
+@pytest.fixture
+def corpus(place):
+    return read_corpus(CONFIG, GPT2Tokenizer(), share_rows=True)
+
+
+def test_few_updates_have_a_higher_rate_and_past_so_many_it_stays(corpus):
+    config = {**CONFIG, "optimizer": "muon", "embedding_dim": 1024, "learning_rate": AUTO}
+    num_long = LONG // (corpus.batches.batch_size * config["seq_len"])
+
+    def rate(**limits):
+        return settled({**config, "num_epochs": 10**6, **limits}, corpus)["learning_rate"]
+
+    assert rate(max_steps=5) == rate(max_steps=FEW) > rate(max_steps=2 * FEW)
+    assert rate(max_steps=num_long // 16) == pytest.approx(4 * rate(max_steps=num_long), rel=0.05)
+    assert rate(max_steps=num_long) == rate(max_steps=10 * num_long) == rate(max_minutes=1)
+
+
+def test_adamw_has_a_higher_rate_for_very_few_updates_alone(corpus):
+    config = {**CONFIG, "embedding_dim": 1024, "learning_rate": AUTO, "num_epochs": 10**6}
+    few, *others = (
+        settled({**config, "max_steps": n}, corpus)["learning_rate"]
+        for n in (FEW // 2, FEW, 10 * FEW)
+    )
+    assert others == [few / 2] * 2
+    assert settled({**config, "max_steps": 0, "max_tokens": 1}, corpus)["learning_rate"] > few
