@@ -9,7 +9,7 @@ from typing import Any
 from corpus.order import Batches
 from training.processes import Processes
 
-EXIT_SECONDS = 0.5  # that Python takes to end
+EXIT_SECONDS = 1.0  # that Python takes to end: half of it alone on a machine, 1.4 on a busy one
 # What follows the last update but one; a checkpoint is as large as two models.
 AT_THE_END = {"update": 1, "evaluation": 1, "write": 3, "report": 1}
 PARTS = 1 << 40  # the processes agree on a share as on so many of these

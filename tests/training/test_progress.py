@@ -17,7 +17,7 @@ from system.process import Stopped
 from training import progress, samples, store, wanted
 from training.learner import Learner
 from training.processes import Processes
-from training.progress import Progress, limits_of
+from training.progress import EXIT_SECONDS, Progress, limits_of
 from training.run import Run
 from training.settings import DEFAULTS
 
@@ -171,7 +171,7 @@ def test_what_follows_the_last_update_is_kept_free(clock):
     progress = Progress({**DEFAULTS, "max_minutes": 1}, BATCHES, Processes())
     progress.start(0)
     progress.costs |= {"update": 1.0, "evaluation": 3.0, "write": 2.0, "report": 5.0}
-    clock.seconds += 60 - 0.5 - (1 + 3 + 3 * 2 + 5) - 0.1
+    clock.seconds += 60 - EXIT_SECONDS - (1 + 3 + 3 * 2 + 5) - 0.1
     progress.read()
     assert progress.share == pytest.approx(1, abs=0.01)
     assert not progress.is_over(1)
@@ -226,5 +226,5 @@ def test_all_processes_take_the_clock_of_the_first():
     first.began -= 25
     for one in (first, other):
         one.read()
-    assert other.share == first.share == pytest.approx(25 / 39.5, abs=0.01)
+    assert other.share == first.share == pytest.approx(25 / (40 - EXIT_SECONDS), abs=0.01)
     assert other.at(3, warmup_steps=0) == first.at(3, warmup_steps=0)
