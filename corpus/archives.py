@@ -21,6 +21,7 @@ BOMB_BYTES, BOMB_RATIO = 1_000_000_000, 200  # more than both is no text
 ZSTD_INPUT_BYTES = 1 << 8  # may unpack to 32,768 times as much at once
 ZIP = "a zip archive"
 SUFFIXES = {".gz", ".zst", ".bz2", ".xz", ".zip"}
+# What the standard library raises; the last is zipfile's, for a compression that it does not know.
 DAMAGE = (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, NotImplementedError)
 ERRNOS_OF_FILE = {None, errno.EINVAL}  # OSErrors not of the disk: a format's, a seek beyond the end
 DAMAGE_OF_EXTRAS = {"ZstdError", "ArrowInvalid"}  # their packages may not be there

@@ -121,6 +121,7 @@ class Generations:
         generation began. Without the weights, nobody teaches the model any more.
         """
         self.first_steps = list(state["first_steps"])
-        self.began = state["began"] * progress / state["progress"] if state["began"] else 0.0
+        if state["began"]:  # times exactly 1 where the limits are the same
+            self.began = state["began"] * (progress / state["progress"])
         if weights:
             self.learn_from(weights)

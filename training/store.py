@@ -24,7 +24,6 @@ WEIGHTS, BASE = "model_state_dict", checkpoint.BASE
 OPTIMIZER, GROUPS, SCALER = "optimizer_state_dict", "optimizer_groups", "scaler_state_dict"
 MEMORY, AVERAGES, NUM_IN_TAIL = "memory", "averages", "num_in_tail"
 GENERATIONS, TEACHER = "generations", "teacher"
-FIRST_GENERATION = {"first_steps": [0], "began": 0.0}  # of files that lack one
 PLAIN = (bool, int, float, str, Tensor)  # what files hold of a group's settings
 OF_NOW = {"lr", "weight_decay", "fused", "foreach", "capturable"}  # of config and device
 NEEDED = (OPTIMIZER, SCALER, "history", "step", "run_id", "text_sha256", "tokenizer_sha256")
@@ -204,7 +203,7 @@ def restore(run: Run, path: Path, state: dict[str, Any], *, has_moments: bool) -
         run.learner.fit(state.get(MEMORY, {}))
         teacher = state.get(TEACHER, {}) if has_moments else {}
         progress = run.progress.at(run.step, warmup_steps=0)
-        run.generations.restore(state.get(GENERATIONS, FIRST_GENERATION), teacher, progress)
+        run.generations.restore(generation_of(state), teacher, progress)
         run.generations.settle(run.progress.expected_steps(run.step))
         if not run.history.evaluations or len(run.history.train_losses) != run.step:
             raise ValueError("its history is not that of its step")
@@ -221,6 +220,14 @@ def restore(run: Run, path: Path, state: dict[str, Any], *, has_moments: bool) -
         reason = f"no state to resume ({path}: {error!r}): choose another checkpoint"
         raise CheckpointError(reason) from error
     run.id = state["run_id"]
+
+
+def generation_of(state: dict[str, Any]) -> dict[str, Any]:
+    """Where a run stood among its generations; earlier versions have noted their first steps."""
+    saved = state.get(GENERATIONS, [0])
+    if isinstance(saved, dict):
+        return saved
+    return {"first_steps": saved, "began": saved[-1], "progress": state["step"]}
 
 
 def restore_optimizer(run: Run, state: dict[str, Any]) -> None:

@@ -176,6 +176,20 @@ def test_stopped_and_resumed_is_the_run_that_never_stopped(place, monkeypatch, s
     assert fingerprint(train_quickly(resume=True, **more)) == expected
 
 
+@pytest.mark.parametrize("step", [5, 17])
+def test_a_checkpoint_of_an_earlier_version_goes_on(place, monkeypatch, step):
+    expected = checkpoint.load(train_quickly(**TWO))["history"]["learning_rates"]
+    prepare(place / "stopped")
+    stop_before(monkeypatch, step, **TWO)
+    path = checkpoint.step_path(Path(), step)
+    state = torch.load(path, weights_only=True)
+    checkpoint.save(path, {**state, "generations": state["generations"]["first_steps"]})
+    train_quickly(resume=True, **TWO)
+    found = checkpoint.load(checkpoint.step_path(Path(), 24))
+    assert found["generations"]["first_steps"] == [0, 12]
+    torch.testing.assert_close(found["history"]["learning_rates"][: len(expected)], expected)
+
+
 def test_an_evaluation_ends_each_generation(place):
     path = train_quickly(**{**TWO, "num_epochs": 5, "eval_freq": 1000, "generations": 3})
     history = History.from_state_dict(checkpoint.load(path)["history"])
