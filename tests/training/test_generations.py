@@ -251,9 +251,11 @@ def test_auto_is_a_number_by_the_passes_of_a_run_that_starts_anew(
     assert run_of(**{"generations": "auto", **changes}).generations.count == count
 
 
-def test_auto_has_no_teacher_that_few_updates_have_made(place):
-    passes_of_19 = {"generations": "auto", "num_epochs": 99, "stride": 1000}  # a step each
-    assert run_of(**passes_of_19).generations.count == 1
+@pytest.mark.parametrize(("changes", "count"), [({"num_epochs": 26}, 1), ({"num_epochs": 160}, 3)])
+def test_auto_has_no_teacher_that_few_updates_have_made(place, changes, count):
+    run = run_of(**{"generations": "auto", **changes})
+    assert run.progress.last_step // generations.LEAST_UPDATES in (0, count)
+    assert run.generations.count == count
 
 
 def test_a_longer_resume_shares_what_is_left_among_the_models_to_come(place):
