@@ -28,10 +28,11 @@ def options_of_each(wanted: Wanted) -> list[dict[str, Any]]:
         make_folder(folder)
     begun = [f for f in folders.values() if config["resume"] and any(run_folder.checkpoints_in(f))]
     options_of_new = options_like(wanted, begun[0]) if begun else wanted.options
+    options_of_begun = useful({**config, "seeds": 1}, wanted.options)
     every = []
     for seed, folder in folders.items():
         own = {"seeds": 1, "seed": seed, "output_dir": str(folder), "resume": folder in begun}
-        every.append({**(wanted.options if folder in begun else options_of_new), **own})
+        every.append({**(options_of_begun if folder in begun else options_of_new), **own})
     return every
 
 
@@ -39,12 +40,14 @@ def options_like(wanted: Wanted, folder: Path) -> dict[str, Any]:
     """The options that make a new run of the one in the folder, with what was written since."""
     state = run_folder.newest_intact(folder)[1]
     config = wanted.resumed(state["config"], state.get("script_config", {}))
+    config = {**config, "resume": False}
+    return useful(config, config)
+
+
+def useful(config: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """Those of the options that change something in a run with the config."""
     useless = dict(without_effect(config))
-    return {
-        key: value
-        for key, value in config.items()
-        if value != wanted.script[key] and key not in useless
-    }
+    return {key: value for key, value in options.items() if key not in useless}
 
 
 def spread(paths: Sequence[Path]) -> str:

@@ -103,10 +103,11 @@ def wanted(config: dict[str, Any], options: dict[str, Any]) -> Wanted:
 def without_effect(config: dict[str, Any]) -> list[tuple[str, str]]:
     """Options that would change nothing beside the others, and why."""
     is_resumed, weights = config["resume"], config["weights_path"]
+    has_weights = is_resumed and config["seeds"] == 1  # of several seeds some may have not begun
     rows = [
-        (is_resumed, "weights_path", "a resumed run has weights already"),
-        (is_resumed, "use_pretrained", "a resumed run has weights already"),
-        (is_resumed or not config["use_pretrained"], "model_name", "it needs --use_pretrained"),
+        (has_weights, "weights_path", "a resumed run has weights already"),
+        (has_weights, "use_pretrained", "a resumed run has weights already"),
+        (has_weights or not config["use_pretrained"], "model_name", "it needs --use_pretrained"),
         (weights, "use_pretrained", "weights_path is given: choose one"),
         (not is_resumed, "allow_other_text", "it needs --resume"),
         (config["parallel"] == "fsdp" and not is_launched(), "parallel", "it needs torchrun"),

@@ -5,6 +5,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import pytest
+from test_tuning import start_weights
 from tiny_run import canonical, prepare, train_quickly
 
 from reports.history import History
@@ -41,7 +42,33 @@ def test_resumed_the_seeds_go_on_where_they_were(place):
     assert [len(state["history"]["train_losses"]) for state in steps] == [6, 6, 6]
 
 
-def test_a_seed_that_had_not_begun_is_given_what_the_others_were(place, monkeypatch, capsys):
+AS_IN_THE_DICT = {"optimizer": "muon", "learning_rate": 3e-4, "weight_decay": 0.1, "dropout": 0.2}
+
+
+@pytest.mark.parametrize("given", [{"dropout": 0.3, "num_layers": 2}, AS_IN_THE_DICT])
+def test_a_seed_that_had_not_begun_is_given_what_the_others_were(place, monkeypatch, capsys, given):
+    stop_in_the_first(monkeypatch, {"max_steps": 4, **given})
+    assert "with --resume goes on with all 2" in capsys.readouterr().out
+    own = configs_of_two({"resume": True, "max_steps": 5})
+    assert own[0] == own[1]
+    assert {key: own[0][key] for key in given} == given
+    assert own[0]["max_steps"] == 5
+
+
+def test_a_seed_that_had_not_begun_starts_from_the_weights_of_the_others(place, monkeypatch):
+    given = {"weights_path": str(start_weights(place / "start")), "max_steps": 4}
+    stop_in_the_first(monkeypatch, given)
+    own = configs_of_two({**given, "resume": True})
+    assert own[0] == own[1]
+    assert own[0]["weights_path"] == given["weights_path"]
+    first, second = (
+        checkpoint.load(Path(f"seed_{seed}"))["history"]["evaluations"][0] for seed in (42, 43)
+    )
+    assert first == second  # before any update
+
+
+def stop_in_the_first(monkeypatch, given) -> None:
+    """Begins two trainings, and stops after two updates of the first."""
     update = Run.update
 
     def stopping(run):
@@ -52,13 +79,14 @@ def test_a_seed_that_had_not_begun_is_given_what_the_others_were(place, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(Run, "update", stopping)
         with pytest.raises(Stopped):
-            train_quickly({"seeds": 2, "max_steps": 4, "dropout": 0.3, "num_layers": 2})
-    assert "with --resume goes on with all 2" in capsys.readouterr().out
-    train_quickly({"seeds": 2, "resume": True, "max_steps": 5})
-    states = [checkpoint.load(Path(f"seed_{s}/model_checkpoint_step_5.pt")) for s in (42, 43)]
-    own = [{**state["config"], "seed": 0, "output_dir": ""} for state in states]
-    assert own[0] == own[1]
-    assert (own[0]["dropout"], own[0]["num_layers"], own[0]["max_steps"]) == (0.3, 2, 5)
+            train_quickly({"seeds": 2, **given})
+
+
+def configs_of_two(given) -> list[dict]:
+    """What two trainings had that go on, but for their seeds and folders."""
+    train_quickly({"seeds": 2, **given})
+    states = [checkpoint.load(Path(f"seed_{seed}")) for seed in (42, 43)]
+    return [{**state["config"], "seed": 0, "output_dir": ""} for state in states]
 
 
 def test_a_question_is_answered_once_for_all_seeds(place, capsys):
