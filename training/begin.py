@@ -89,7 +89,7 @@ def find_lr(wanted: Wanted, team: Processes = ALONE) -> str:
 def plan(wanted: Wanted, team: Processes = ALONE) -> str:
     """A model and a command for the minutes that there are; nothing is trained."""
     start, corpus, machine = prepared(wanted, team)
-    return planned(start.config, corpus, machine, wanted.options)
+    return planned(start.config, corpus, machine, wanted)
 
 
 ANSWERS = {"estimate": estimate, "find_lr": find_lr, "plan": plan}  # to each of QUESTIONS

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +13,15 @@ from storage import checkpoint
 from system.machine import Machine
 from training.capacity import num_parameters
 from training.learner import Learner, dropout_seeds
-from training.wanted import command
+from training.wanted import Wanted, command
 
 HEAD_SIZE, NUM_WORSE = 32, 3  # sizes in a row that are worse than the best: the next ones are, too
 SIZES = (  # width, depth
     *((32, 1), (64, 1), (64, 2), (96, 2), (128, 2), (128, 3), (192, 3), (256, 4), (320, 5)),
     *((384, 6), (512, 8), (640, 10), (768, 12), (1024, 16)),
 )
+MOST_A_TOKEN = 40  # parameters for each token of the text: what more bring, nobody has measured
+MEASURING = 20  # seconds after which no larger size is tried
 BATCH_TOKENS, MOST_TOKENS = 1024, 8 * 10**6  # beyond so many, batches are larger
 TRAINING = 0.85  # of the time: the rest is the start, evaluations and writes
 # What parameters and tokens take off the loss, and how fast tokens that come again lose worth: the
@@ -53,17 +55,17 @@ class Size:
         )
 
 
-def planned(
-    config: dict[str, Any], corpus: Corpus, machine: Machine, options: dict[str, Any]
-) -> str:
-    """The proposal and its reasons; its last line is the command, which keeps other `options`."""
-    half = corpus.facts["quantiles"][2]  # of the documents have up to so many tokens
-    minutes = config["max_minutes"]
-    seq_len = min(256 if minutes >= 60 else 128, max(64, 2 ** (half - 1).bit_length()))
-    context = {"seq_len": seq_len, "stride": seq_len // 2, "batch_size": BATCH_TOKENS // seq_len}
+def planned(config: dict[str, Any], corpus: Corpus, machine: Machine, wanted: Wanted) -> str:
+    """The proposal and its reasons; its last line is the command, which keeps other options.
+
+    A context that somebody chose stays.
+    """
+    minutes, half = config["max_minutes"], corpus.facts["quantiles"][2]
+    context = context_for(config, half, len(corpus.train_ids), chosen=wanted.chosen)
     config = {**config, **context}
     sizes = list(measured(config, corpus, machine))
     best = min(sizes, key=lambda size: size.excess)
+    decided = changes(best, context)
     lines = [
         f"plan      {minutes:g} minutes, of which updates get {TRAINING:.0%}; width x depth:",
         *(
@@ -73,18 +75,35 @@ def planned(
         f"          speeds of {len(sizes)} sizes were measured here, nats follow from the rule",
         f"          {A:g} / parameters^{ALPHA:g} + {B:g} / tokens^{BETA:g}, for which the same",
         f"          tokens again are worth less, after {WORTHLESS} times nothing: {advice(best)}",
-        f"          context {seq_len}: half of the documents have up to {half:,} tokens",
-        f"next      {command(options, {'max_minutes': f'{minutes:g}', **changes(best, context)})}",
+        f"          context {config['seq_len']}: half of the documents have up to {half:,} tokens",
+        f"next      {command(wanted.options, {'max_minutes': f'{minutes:g}', **decided})}",
     ]
     return "\n".join(lines)
+
+
+def context_for(
+    config: dict[str, Any], half: int, num_tokens: int, *, chosen: Collection[str]
+) -> dict[str, int]:
+    """Windows that half of the documents fit into, as far as time and text reach."""
+    most = 256 if config["max_minutes"] >= 60 else 128
+    seq_len = min(most, max(64, 2 ** (half - 1).bit_length()))
+    while 2 * seq_len > num_tokens and seq_len > 1:
+        seq_len //= 2
+    seq_len = config["seq_len"] if "seq_len" in chosen else seq_len
+    context = {"seq_len": seq_len, "stride": max(1, seq_len // 2)}
+    context["batch_size"] = max(1, BATCH_TOKENS // seq_len)
+    return {key: config[key] if key in chosen else value for key, value in context.items()}
 
 
 def measured(config: dict[str, Any], corpus: Corpus, machine: Machine) -> Iterator[Size]:
     """What each size would be shown in the time, from small to large, as long as it may be best."""
     excesses: list[float] = []
-    num_rows = corpus.vocabulary.size
+    num_rows, start = corpus.vocabulary.size, time.monotonic()
     for width, depth in SIZES:
         changed = {**config, **shape(width, depth)}
+        is_beyond = num_parameters(changed, num_rows) > MOST_A_TOKEN * len(corpus.train_ids)
+        if excesses and (is_beyond or time.monotonic() - start > MEASURING):
+            return
         speed = 1 / seconds_a_token(changed, num_rows, machine)
         num_tokens = 60 * config["max_minutes"] * TRAINING * speed
         num_passes = num_tokens / len(corpus.train_ids)

@@ -11,7 +11,7 @@ from storage import checkpoint
 from system.errors import ConfigError
 from training import plan
 from training.capacity import num_parameters
-from training.plan import Size, changes, measured
+from training.plan import Size, changes, context_for, measured
 from training.settings import DEFAULTS
 from training.wanted import command, options_from, wanted
 
@@ -48,6 +48,41 @@ def test_sizes_are_measured_until_several_are_worse(machine):
     assert all(size.num_passes == pytest.approx(size.num_tokens / 10**6) for size in sizes)
 
 
+@pytest.mark.parametrize("minutes", [1, 30, 240])
+@pytest.mark.parametrize("num_tokens", [1400, 20_000, 110_866])
+def test_little_text_asks_for_no_model_beyond_what_was_measured(machine, minutes, num_tokens):
+    best = best_for(minutes, num_tokens)
+    smallest = num_parameters({**DEFAULTS, **plan.shape(*plan.SIZES[0])}, 3000)
+    assert best.num_parameters <= max(smallest, plan.MOST_A_TOKEN * num_tokens)
+
+
+def test_sizes_are_tried_for_a_while_only(machine, monkeypatch):
+    clock = SimpleNamespace(seconds=0.0)
+    clock.monotonic = lambda: clock.seconds
+    monkeypatch.setattr(plan, "time", clock)
+
+    def slow(*_):
+        clock.seconds += 0.3 * plan.MEASURING
+        return 1e-4
+
+    monkeypatch.setattr(plan, "seconds_a_token", slow)
+    assert len(sizes_for(10**4, 10**9)) == 4
+
+
+def test_a_context_that_somebody_chose_stays_and_little_text_has_a_short_one():
+    config = {**DEFAULTS, "max_minutes": 1, "seq_len": 24, "stride": 5, "batch_size": 3}
+    given = {"half": 300, "num_tokens": 10**6}
+    assert context_for(config, **given, chosen=()) == {
+        "seq_len": 128, "stride": 64, "batch_size": 8,
+    }  # fmt: skip
+    assert context_for(config, **given, chosen={"seq_len"}) == {
+        "seq_len": 24, "stride": 12, "batch_size": 42,
+    }  # fmt: skip
+    kept = context_for(config, **given, chosen={"stride", "batch_size"})
+    assert kept == {"seq_len": 128, "stride": 5, "batch_size": 3}
+    assert context_for(config, 300, 58, chosen=())["seq_len"] == 16
+
+
 def test_tokens_that_come_again_are_worth_less_and_at_last_nothing():
     new, twice, often, oftener = (
         Size(64, 1, 10**6, 1e6 * passes, passes).excess - Size(64, 1, 10**6, 1e6, 1).excess
@@ -75,10 +110,13 @@ def test_the_command_keeps_what_was_given_and_can_be_read_again():
     assert options_from(mixed[2:], {}) == {"data": {"a b": 1}}
 
 
+CONTEXT_OF_THE_DEFAULT = {key: DEFAULTS[key] for key in ("seq_len", "stride", "batch_size")}
+
+
 def test_a_plan_runs_as_it_stands(place, capsys, monkeypatch):
     monkeypatch.setattr(plan, "SIZES", ((32, 1), (64, 1)))
     given = {"plan": True, "data": "data.txt", **options_from(["--minutes", "0.02"], {})}
-    train_quickly(given)
+    train_quickly(given, **CONTEXT_OF_THE_DEFAULT)
     lines = capsys.readouterr().out.splitlines()
     start = next(number for number, line in enumerate(lines) if line.startswith("plan "))
     assert len(lines) - start <= 12
