@@ -11,7 +11,7 @@ from itertools import count
 from typing import Any
 
 from reports.plot import plot_rates
-from system.errors import NonFiniteError
+from system.errors import ConfigError, NonFiniteError
 from system.process import only_warn
 from training.learner import dropout_seeds
 from training.run import Run
@@ -42,7 +42,7 @@ def find_rate(run: Run, options: dict[str, Any]) -> str:
             plot_rates(path, rates, means, recommended=recommended)
     tested = f"rates     {len(rates)} updates from {rates[0]:.0e} to {rates[-1]:.0e}: {path}\n"
     if not has_fallen:
-        return f"{tested}          the loss has not fallen at any: none is recommended"
+        return f"{tested}          the loss has hardly fallen at any: none is recommended"
     return (
         f"{tested}          {part:.0%} of the fall of the loss is over at {recommended:g}\n"
         f"next      {command(options, {'learning_rate': f'{recommended:g}'})}"
@@ -50,12 +50,17 @@ def find_rate(run: Run, options: dict[str, Any]) -> str:
 
 
 def num_rates_in_time(run: Run) -> int:
-    """How many updates the test may take, the same in all processes."""
+    """How many updates the test may take, the same in all processes; ConfigError if too few."""
     inputs, targets = run.batch(0)
     seeds = dropout_seeds(run.config["seed"], 0, len(inputs))
     seconds = run.learner.seconds_per_update(inputs, targets, seeds, measured=MEASURED_SECONDS)
-    wanted = round(SECONDS / seconds)
-    return run.team.highest(min(MOST_STEPS, max(LEAST_STEPS, wanted)) * run.team.is_first)
+    num_rates = run.team.highest(min(MOST_STEPS, round(SECONDS / seconds)) * run.team.is_first)
+    if num_rates < LEAST_STEPS:
+        raise ConfigError(
+            f"config: find_lr has a minute for {LEAST_STEPS} updates or more, and one takes "
+            f"{seconds:.1f} s here: lower batch_size x grad_accum_steps"
+        )
+    return num_rates
 
 
 def tried(run: Run, *, num_rates: int) -> tuple[list[float], list[float]]:

@@ -7,7 +7,9 @@ import pytest
 from tiny_run import prepare, train_quickly
 
 from storage import checkpoint
+from system.errors import ConfigError
 from training import rates
+from training.learner import Learner
 from training.rates import rate_of_fall, smooth
 
 
@@ -58,9 +60,16 @@ def test_where_nothing_is_left_to_learn_at_once_no_rate_is_recommended(place, mo
     monkeypatch.setattr(rates, "MOST_STEPS", rates.LEAST_STEPS)
     train_quickly({"find_lr": True}, dropout=0.0)
     said = capsys.readouterr().out
-    assert "the loss has not fallen at any: none is recommended" in said
+    assert "the loss has hardly fallen at any: none is recommended" in said
     assert "--learning_rate" not in said
     assert (place / rates.NAME).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_model_too_slow_for_a_minute_is_refused_before_it_takes_one(place, monkeypatch):
+    monkeypatch.setattr(Learner, "seconds_per_update", lambda *_, measured: 18.0)
+    monkeypatch.setattr(Learner, "update", None)
+    with pytest.raises(ConfigError, match=r"and one takes 18.0 s here: lower batch_size"):
+        train_quickly({"find_lr": True})
 
 
 def test_it_ends_where_a_loss_is_not_finite(place, monkeypatch):
