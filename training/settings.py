@@ -38,7 +38,12 @@ def is_whole(value: Any) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    return is_whole(value) or (isinstance(value, float) and math.isfinite(value))
+    """Whether it is one that float32 can reckon with."""
+    return is_whole(value) or (isinstance(value, float) and abs(value) <= 1e30)
+
+
+def is_word(value: Any, *words: str) -> bool:
+    return isinstance(value, str) and value in words  # an array would compare part by part
 
 
 def is_path(value: Any) -> bool:
@@ -59,7 +64,7 @@ def is_data(value: Any) -> bool:
         return bool(value) and is_weighted and all(map(is_path, value))
     if isinstance(value, list):
         return bool(value) and all(map(is_path, value))
-    return value == "" or is_path(value)
+    return is_word(value, "") or is_path(value)
 
 
 def is_optimizer(value: Any) -> bool:
@@ -95,8 +100,11 @@ def number(test: Callable[[Any], bool], wants: str) -> Rule:
 
 def or_auto(rule: Rule) -> Rule:
     """The rule, which "auto" meets as well."""
-    is_met, wants = lambda value: value == AUTO or rule.is_met(value), f"{rule.wants}, or {AUTO}"
-    return replace(rule, is_met=is_met, wants=wants)
+    return replace(
+        rule,
+        is_met=lambda value: is_word(value, AUTO) or rule.is_met(value),
+        wants=f"{rule.wants}, or {AUTO}",
+    )
 
 
 def whole(least: int) -> Rule:
@@ -104,9 +112,7 @@ def whole(least: int) -> Rule:
 
 
 def one_of(*names: str) -> Rule:
-    return Rule(
-        lambda value: isinstance(value, str) and value in names, "one of " + ", ".join(names)
-    )
+    return Rule(lambda value: is_word(value, *names), "one of " + ", ".join(names))
 
 
 AT_LEAST_0, AT_LEAST_1 = whole(0), whole(1)
@@ -118,7 +124,7 @@ UP_TO_HALF = number(lambda value: 0 < value <= 0.5, "a number in (0, 0.5]")
 SEED = number(lambda value: is_whole(value) and 0 <= value < 2**31, "a whole number in [0, 2**31)")
 SWITCH = Rule(lambda value: isinstance(value, bool), "True or False", read_switch)
 TEXT = Rule(lambda value: isinstance(value, str), "a string")
-ADAPTER = Rule(lambda value: value in ("", "lora"), "lora, or empty")
+ADAPTER = Rule(lambda value: is_word(value, "", "lora"), "lora, or empty")
 NAMES = Rule(is_names, "parts of names with commas between them, or empty")
 LAYERS = Rule(
     lambda value: is_names(value) and bool(value.strip(" ,")),
@@ -126,7 +132,7 @@ LAYERS = Rule(
 )
 FOLDER = Rule(is_path, "a folder's path")
 ERRORS = one_of("stop", "skip")
-PATH_OR_EMPTY = Rule(lambda value: value == "" or is_path(value), "a path, or empty")
+PATH_OR_EMPTY = Rule(lambda value: is_word(value, "") or is_path(value), "a path, or empty")
 DATA = Rule(is_data, "a path, a list of paths, {path: weight > 0}, or empty", read_data)
 RESUME = Rule(
     lambda value: isinstance(value, bool) or is_path(value),
@@ -141,7 +147,7 @@ OPTIMIZER = Rule(is_optimizer, "the name of an optimizer in training/optim.py")
 SCHEDULE = one_of(*SCHEDULES)
 PRECISION = one_of("auto", "float32", "bfloat16", "float16")
 AVERAGE = Rule(
-    lambda value: value in ("", "ema", "tail") or (is_number(value) and 0 < value < 1),
+    lambda value: is_word(value, "", "ema", "tail") or (is_number(value) and 0 < value < 1),
     "ema, tail, a number in (0, 1), or empty",
     read_number,
 )

@@ -181,7 +181,8 @@ def problems_of(config: dict[str, Any]) -> list[str]:
     asked = [key for key in QUESTIONS if config.get(key) is True]
     if len(asked) > 1:
         problems.append(f"{' and '.join(asked)}: ask for one of them at a time")
-    if config.get("generations", 1) not in (1, AUTO) and not learns_anew({**DEFAULTS, **config}):
+    several = "generations" not in wrong and config.get("generations", 1) not in (1, AUTO)
+    if several and not learns_anew({**DEFAULTS, **config}):
         problems.append(
             f"generations={shown(config['generations'])} is for new models that learn as a whole: "
             "leave it at auto beside published weights, adapter or freeze"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -31,6 +32,7 @@ CONTRACT = {
 BAD_VALUES = [
     *(None, [], {}, (), b"8", object(), "", "abc", "3e-4", "8", "nan", "\0", "\ud800", "x" * 10**6),
     *(math.nan, math.inf, -math.inf, -1, -0.5, 1.5, 10**400, -(10**400), 1j, [8], {"a": 1}, True),
+    *(1e39, np.array([0.1, 0.2]), np.array(["auto", "b"]), torch.ones(2), set(), range(3)),
 ]
 LEAST_AND_MOST = {
     "dropout": (0, 0.999, 1),
