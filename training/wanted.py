@@ -115,6 +115,7 @@ def without_effect(config: dict[str, Any]) -> list[tuple[str, str]]:
         (any(config[key] for key in QUESTIONS), "seeds", "nothing is trained"),
         (not is_partly_frozen(config), "base_precision", "it needs --adapter lora or --freeze"),
         (config["val_data"], "val_fraction", "val_data is given"),
+        (config["max_minutes"], "num_epochs", "epochs repeat for max_minutes"),
         (config["lr_schedule"] == "constant", "lr_min_ratio", "the rate is constant"),
     ]
     return [(key, f"has no effect: {why}") for is_useless, key, why in rows if is_useless]

@@ -82,6 +82,7 @@ def test_what_the_command_line_cannot_mean_is_named(arguments, message):
         ({"resume": True, "use_pretrained": True}, "--use_pretrained"),
         ({"allow_other_text": True}, "--allow_other_text"),
         ({"lr_schedule": "constant", "lr_min_ratio": 0.5}, "--lr_min_ratio"),
+        ({"max_minutes": 2, "num_epochs": 7}, "--num_epochs"),
         ({"model_name": "gpt2-xl (1558M)"}, "--model_name"),
         ({"weights_path": "a", "use_pretrained": True}, "--use_pretrained"),
         ({"seeds": 3, "estimate": True}, "--seeds"),
