@@ -37,6 +37,7 @@ NANOGPT = {  # "I only have a macbook", of its README; its vocabulary is GPT-2's
     **{"device": "cpu", "compile": False, "eval_iters": 1, "block_size": 64, "batch_size": 12},
     **{"n_layer": 4, "n_head": 4, "n_embd": 128, "dropout": 0.0},
 }
+WHOLE = 10**9  # tokens to validate on: all that there are
 PACED_STEPS = 10  # that tell how many there are time for
 
 
@@ -49,30 +50,32 @@ def measure_minutes(given: dict[str, Any], texts: Sequence[Path], path: Path | N
         problems.append(f"nanogpt={checkout} has no model.py: name a checkout's folder")
     if problems:
         raise ConfigError("command line: " + "; ".join(problems))
-    contestants = {"ours": ours, "transformers' Trainer": trainer}
-    contestants |= {"nanoGPT": partial(nanogpt, checkout=checkout)} if checkout else {}
-    rows: Rows = {name: {} for name in contestants}
-    for text in texts or [PROJECT / "example.txt"]:
-        corpus = read_corpus({**DEFAULTS, "data": str(text)}, GPT2Tokenizer(), share_rows=True)
+    rows: Rows = {}
+    for text, label in record.labels(texts or [PROJECT / "example.txt"]).items():
+        config = {**DEFAULTS, "data": str(text), "eval_tokens": WHOLE}
+        corpus = read_corpus(config, GPT2Tokenizer(), share_rows=True)
+        contestants = {"ours": partial(ours, text=text), "transformers' Trainer": trainer}
+        contestants |= {"nanoGPT": partial(nanogpt, checkout=checkout)} if checkout else {}
         for name, train in contestants.items():
             loss, used = train(corpus, seconds)
             bits = loss * (len(corpus.val_ids) - 1) / math.log(2) / corpus.num_val_bytes
             found = {"seconds": used, "nats a token": loss, "bits a byte": bits}
-            rows[name] |= {f"{text.stem}, {what}": number for what, number in found.items()}
-            log(f"{name}: {rows[name]}")
+            row = rows.setdefault(name, {})
+            row |= {f"{label}, {what}": number for what, number in found.items()}
+            log(f"{name}: {row}")
     print(record.table(rows))
     if path:
         record.save(path, {"part": "minutes", "seconds": seconds, "rows": rows})
 
 
-def ours(corpus: Corpus, seconds: float) -> tuple[float, float]:
+def ours(corpus: Corpus, seconds: float, *, text: Path) -> tuple[float, float]:
     """Of `python train.py` with so much time for all of it, start and reading included.
 
     Here and below: the held-out loss, and the seconds that were used.
     """
     with TemporaryDirectory() as folder:
-        options = {"data": corpus.path, "output_dir": folder, "max_minutes": seconds / 60}
-        options |= {"eval_tokens": 10**9, "sample_tokens": 0, "patience": 0}
+        options = {"data": text, "output_dir": folder, "max_minutes": seconds / 60}
+        options |= {"eval_tokens": WHOLE, "sample_tokens": 0, "patience": 0}
         command = [str(part) for key, value in options.items() for part in (f"--{key}", value)]
         start = time.perf_counter()
         run([sys.executable, str(PROJECT / "train.py"), *command])
@@ -130,7 +133,8 @@ def trainer(corpus: Corpus, seconds: float) -> tuple[float, float]:
         return model, time.perf_counter() - start
 
     few, more = (train(num_steps)[1] for num_steps in (2, 2 + PACED_STEPS))
-    model, used = train(round(seconds * PACED_STEPS / (more - few)))
+    each = max(more - few, more / 100) / PACED_STEPS  # a busy machine may have the few take longer
+    model, used = train(max(1, round(seconds / each)))
     return mean_loss(lambda x, y: model(x).logits, model, corpus.val_ids, seq_len), used
 
 

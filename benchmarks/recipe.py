@@ -50,7 +50,6 @@ def measure_recipes(given: dict[str, Any], texts: Sequence[Path], path: Path | N
     """
     num_seeds, only = given.pop("seeds", 1), given.pop("only", "")
     seconds = given.pop("max_seconds", None)
-    time_limit = {} if seconds is None else {"max_minutes": seconds / 60}
     chosen = {name: changes for name, changes in RECIPES.items() if re.search(only, name)}
     problems = [f"recipe takes no --{name.replace('_', '-')}" for name in given]
     problems += [f"seeds={num_seeds} is not a whole number >= 1"] if num_seeds < 1 else []
@@ -59,20 +58,29 @@ def measure_recipes(given: dict[str, Any], texts: Sequence[Path], path: Path | N
     if problems:
         raise ConfigError("command line: " + "; ".join(problems))
     rows: Rows = {name: {} for name in chosen}
-    for text in texts or [PROJECT / "example.txt"]:
+    for text, label in record.labels(texts or [PROJECT / "example.txt"]).items():
         runs: dict[str, list[tuple[float, float]]] = {name: [] for name in chosen}
         for seed in range(42, 42 + num_seeds):
             for name, changes in chosen.items():
-                runs[name].append(outcome(text, {**time_limit, **changes, "seed": seed}))
-                log(f"{text.stem}, {name}, seed {seed}: loss, minutes {runs[name][-1]}")
+                changes = limited(changes, seconds)
+                runs[name].append(outcome(text, {**changes, "seed": seed}))
+                log(f"{label}, {name}, seed {seed}: loss, minutes {runs[name][-1]}")
         for name in chosen:
             losses, minutes = zip(*runs[name], strict=True)
             found = {"loss": statistics.median(losses), "spread": max(losses) - min(losses)}
             found["minutes"] = statistics.median(minutes)
-            rows[name] |= {f"{text.stem}, {what}": number for what, number in found.items()}
+            rows[name] |= {f"{label}, {what}": number for what, number in found.items()}
     print(record.table(rows))
     if path:
         record.save(path, {"part": "recipe", "rows": rows})
+
+
+def limited(changes: dict[str, Any], seconds: float | None) -> dict[str, Any]:
+    """The changes, with so much time in place of epochs, where it is limited."""
+    if seconds is None:
+        return changes
+    others = {key: value for key, value in changes.items() if key != "num_epochs"}
+    return {**others, "max_minutes": seconds / 60}
 
 
 def outcome(text: Path, changes: dict[str, Any]) -> tuple[float, float]:

@@ -3,6 +3,8 @@
 import json
 import os
 import subprocess
+from collections import Counter
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,12 @@ FORMATS = {  # of the columns that end so; the others are rates, as tokens/s is
     "bits a byte": ".3f",
     "largest difference": ".4f",
 }
+
+
+def labels(texts: Sequence[Path]) -> dict[Path, str]:
+    """What columns call each text: its name, or its whole path where others are named so."""
+    names = Counter(text.stem for text in texts)
+    return {text: text.stem if names[text.stem] == 1 else str(text) for text in texts}
 
 
 def table(rows: Rows, *, corner: str = "") -> str:

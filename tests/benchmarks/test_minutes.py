@@ -1,13 +1,15 @@
 """The table of so many minutes: what each contestant's loss is of, and what is refused."""
 
+import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 import bench
-from benchmarks.minutes import mean_loss, run
+from benchmarks.minutes import PROJECT, mean_loss, run
 from model import build_transformer
 from system.errors import ConfigError
 
@@ -41,3 +43,15 @@ def test_what_cannot_be_measured_is_refused(place, options, complaint):
 def test_a_contestant_that_fails_is_a_line_with_its_reason():
     with pytest.raises(ConfigError, match=r"-c ended with 1: .*no such thing"):
         run([sys.executable, "-c", "raise SystemExit('no such thing')"])
+
+
+@pytest.mark.slow
+def test_each_contestant_is_given_the_same_seconds_and_all_of_the_validation_part(place, capsys):
+    story = Path(PROJECT, "example.txt").read_text(encoding="utf-8")[:60_000]
+    Path("text.txt").write_text(story, encoding="utf-8")
+    bench.main(["minutes", "text.txt", "--max-seconds", "8", "--json", "rows.json"])
+    rows = json.loads(Path("rows.json").read_text())["rows"]
+    assert list(rows) == ["ours", "transformers' Trainer"]
+    for row in rows.values():
+        assert 0 < row["text, bits a byte"] < row["text, nats a token"] < 11
+        assert row["text, seconds"] > 1

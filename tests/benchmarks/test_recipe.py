@@ -1,15 +1,16 @@
 """The table of recipes: each row is runs of train.py that differ in the keys it names."""
 
 import json
+from pathlib import Path
 
 import pytest
 from tiny_run import CONFIG, prepare
 
 import bench
-from benchmarks import recipe
+from benchmarks import recipe, record
 from system.errors import ConfigError
-from training.settings import KEYS
-from training.wanted import problems_of
+from training.settings import DEFAULTS, KEYS
+from training.wanted import problems_of, wanted
 
 SIZES = ("seq_len", "embedding_dim", "num_layers", "num_heads", "ffn_hidden_dim", "stride")
 TINY = {name: CONFIG[name] for name in SIZES} | {"device": "cpu", "precision": "float32"}
@@ -19,6 +20,7 @@ def test_every_recipe_is_a_config_that_can_be_trained():
     for changes in recipe.RECIPES.values():
         assert changes.keys() <= KEYS.keys()
         assert not problems_of(changes)
+        assert wanted(DEFAULTS, recipe.limited(changes, 150)).config["max_minutes"] == 2.5
     assert recipe.RECIPES["the default"] == {}  # what the others are compared with
 
 
@@ -40,6 +42,11 @@ def test_what_no_recipe_has_is_refused(options, complaint):
 def test_seeds_are_of_recipes_alone():
     with pytest.raises(ConfigError, match="train and --seeds: only recipe takes it"):
         bench.main(["train", "--seeds", "3"])
+
+
+def test_texts_of_one_name_are_told_apart():
+    same, another = [Path("a/data.txt"), Path("b/data.txt")], Path("c/story.txt")
+    assert [*record.labels([*same, another]).values()] == [*map(str, same), "story"]
 
 
 @pytest.mark.slow
