@@ -29,6 +29,7 @@ config = {
     "num_layers": 4,  # transformer blocks
     "num_heads": 8,  # attention heads in each block
     "dropout": 0.1,  # share of activations zeroed; unchanged, muon's rule decides
+    "embedding_dropout": "auto",  # that of the embedding; auto: dropout's, or by muon's rule
     "ffn_hidden_dim": 1024,  # width inside the feed-forward layers
     # the optimisation
     "batch_size": 8,  # windows in memory at once; lower it when memory runs out

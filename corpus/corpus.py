@@ -49,6 +49,11 @@ class Corpus:
     def text_sha256(self) -> str:
         return self.parts.sha256
 
+    @cached_property
+    def num_used(self) -> int:
+        """How many different tokens there are to train on."""
+        return len(np.unique(self.parts.used_tokens()))
+
     @property
     def is_predicted(self) -> np.ndarray:
         """Which of val_ids[1:] an evaluation is about, (N - 1,)."""

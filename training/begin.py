@@ -30,7 +30,7 @@ from training.plan import planned
 from training.processes import ALONE, Processes
 from training.progress import last_step
 from training.rates import find_rate
-from training.rules import left_to_rules, settled
+from training.rules import least, left_to_rules, settled, with_embedding_dropout
 from training.run import Run
 from training.settings import AUTO, EARLIER_DEFAULTS, FIXED, FREE, KEYS, ORDERED
 from training.wanted import Wanted, check, shown
@@ -61,7 +61,7 @@ def prepared(wanted: Wanted, team: Processes) -> tuple[Start, Corpus, Machine]:
     corpus = read_corpus(
         config, GPT2Tokenizer(), share_rows=config["share_unused_tokens"], order=order
     )
-    config = settled(start.config, corpus)
+    config = settled(start.config, corpus, last_step(start.config, corpus.batches))
     if start.path:
         check_same_order(start, corpus)
         if config["generations"] == AUTO and start.state["text_sha256"] != corpus.text_sha256:
@@ -89,7 +89,7 @@ def find_lr(wanted: Wanted, team: Processes = ALONE) -> str:
 def plan(wanted: Wanted, team: Processes = ALONE) -> str:
     """A model and a command for the minutes that there are; nothing is trained."""
     start, corpus, machine = prepared(wanted, team)
-    return planned(start.config, corpus, machine, wanted)
+    return planned(least(start.config), corpus, machine, wanted)
 
 
 ANSWERS = {"estimate": estimate, "find_lr": find_lr, "plan": plan}  # to each of QUESTIONS
@@ -139,7 +139,8 @@ def assembled(
     num_shared, separator = corpus.vocabulary.num_shared, None
     if config["mask_documents"]:
         separator = int(corpus.vocabulary.row_of_token[END_OF_TEXT_ID])
-    learner = Learner(model, machine, config, num_shared=num_shared, separator=separator, team=team)
+    shared = {"num_shared": num_shared, "separator": separator, "team": team}
+    learner = Learner(model, machine, least(config), **shared)
     run = Run(config, {**wanted.script, "resume": False}, corpus, learner)
     run.base, run.resident_bytes = base, resident
     run.progress.began = wanted.began
@@ -189,7 +190,7 @@ def started(wanted: Wanted) -> Start:
             warn("the frozen weights are random: --use_pretrained or --weights_path gives others")
         return Start(left_to_rules(config, wanted.chosen), origin.random_model)
     config, build = origin.tuned(config, wanted.chosen)
-    return Start(config, build)
+    return Start(with_embedding_dropout(config), build)
 
 
 def resumed(wanted: Wanted) -> Start:
@@ -202,7 +203,10 @@ def resumed(wanted: Wanted) -> Start:
         for reason in skipped:
             warn(f"skipped: {reason}")
     store.check_complete(path, state)
+    state["config"].setdefault("embedding_dropout", state["config"]["dropout"])  # earlier versions
     config = wanted.resumed(state["config"], state.get("script_config", {}))
+    if config["optimizer"] != state["config"].get("optimizer", EARLIER_DEFAULTS["optimizer"]):
+        config = left_to_rules(config, wanted.chosen)  # what was right for the other is not
     config = {**config, "output_dir": str(wanted.folder)}
     check(config)
     reordered = check_changes(path, {**EARLIER_DEFAULTS, **state["config"]}, config)
@@ -259,6 +263,8 @@ def go_on(run: Run, start: Start) -> None:
     if run.is_over():
         limit = run.progress.limit if run.progress.is_over(run.step) else "patience"
         log(f"          that is the end: raise {limit} to train on")
+    else:
+        check_warmup(run)
     run.id = run.team.gather(uuid.uuid4().hex)[0] if start.is_branch else run.id
     if start.is_branch:
         best = store.best_state(run, path.parent)

@@ -56,25 +56,10 @@ class Generations:
 
     def settle(self, num_steps: int | None) -> None:
         """Decides how many there are, as far as it is known how many updates the run will have."""
-        wanted = self.config["generations"]
-        if wanted == AUTO:
-            num_passes = self.passes_per_step * (num_steps or 0)
-            most = (num_steps or 0) // LEAST_UPDATES
-            wanted = min(round(num_passes / PASSES), most) if self.are_known_to_help else 1
+        wanted = num_generations(self.config, self.corpus, num_steps or 0)
+        if self.config["generations"] == AUTO and self.learner.engine.is_sharded:
+            wanted = 1
         self.count = max(wanted, self.number + 1)
-
-    @property
-    def passes_per_step(self) -> float:
-        """How much of the text an update shows."""
-        batches = self.corpus.batches
-        num_windows = len(batches.dataset) / batches.num_per_epoch
-        return num_windows * self.config["seq_len"] / len(self.corpus.train_ids)
-
-    @property
-    def are_known_to_help(self) -> bool:
-        """Whether the run is like those that were measured."""
-        is_whole = not self.learner.engine.is_sharded
-        return learns_anew(self.config) and self.config["optimizer"] == "muon" and is_whole
 
     def share(self, progress: float) -> float:
         """How much of this generation is done where so much of the run is, both in [0, 1].
@@ -125,3 +110,20 @@ class Generations:
             self.began = state["began"] * (progress / state["progress"])
         if weights:
             self.learn_from(weights)
+
+
+def num_passes(config: dict[str, Any], corpus: Corpus, num_steps: float) -> float:
+    """How often so many updates show a token of the text."""
+    batches = corpus.batches
+    windows_an_update = len(batches.dataset) / batches.num_per_epoch
+    return num_steps * windows_an_update * config["seq_len"] / len(corpus.train_ids)
+
+
+def num_generations(config: dict[str, Any], corpus: Corpus, num_steps: int) -> int:
+    """How many models so many updates are for: with "auto" several where that was measured."""
+    if config["generations"] != AUTO:
+        return config["generations"]
+    if not learns_anew(config) or config["optimizer"] != "muon":
+        return 1
+    wanted = round(num_passes(config, corpus, num_steps) / PASSES)
+    return max(1, min(wanted, num_steps // LEAST_UPDATES))

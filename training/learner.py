@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from generation.decoding import evaluation_mode
-from model import Dropout, Transformer, hashed
+from model import Transformer, hashed
 from reports.history import UpdateRecord
 from system.errors import NonFiniteError, OutOfRoomError
 from system.machine import Machine
@@ -24,11 +24,12 @@ from training.loss import CHUNK_SIZE, NextTokenLoss
 from training.memory import NO_ROOM, recompute_activations
 from training.optim import build_optimizer, clip_gradients, set_learning_rate
 from training.processes import ALONE, Processes
+from training.settings import AUTO
 from training.teacher import Teacher
 
 GRADIENTS = ("exp_avg", "momentum")  # what optimizers call their mean of them
 MOST_TRIES = 3
-GENTLER = 0.5  # a teacher keeps from learning by heart: so much of decay and dropout is enough
+GENTLER = 0.5  # a teacher keeps from learning by heart: so much of the decay is enough
 PIECE, EVALUATED, RECOMPUTED = "piece_size", "evaluation_size", "checkpoint_activations"
 
 
@@ -50,6 +51,7 @@ class Learner:
     ) -> None:
         self.model, self.machine, self.team = model, machine, team
         self.config = config
+        self.optimizer: torch.optim.Optimizer | None = None
         model.use_attention(machine.ways.get("attention", "torch"))
         chunk_size = int(machine.ways.get("chunk_size", CHUNK_SIZE))
         self.loss = NextTokenLoss(
@@ -60,23 +62,24 @@ class Learner:
         if self.memory[RECOMPUTED]:
             recompute_activations(model)
         self.engine = engine_for(team, self.loss, machine, config)
-        self.optimizer = build_optimizer(
-            model, config["optimizer"], weight_decay=config["weight_decay"]
-        )
         self.scaler = machine.gradient_scaler()
+        self.regularize(config)
 
     def learn_from(self, teacher: Teacher) -> None:
         """From now on part of each target is what the teacher expects; moments start anew."""
         teacher.model.use_attention(self.machine.ways.get("attention", "torch"))
         self.loss.teacher = teacher
-        for layer in self.model.modules():
-            if isinstance(layer, Dropout):
-                layer.p = GENTLER * self.config["dropout"]
-        self.optimizer = build_optimizer(
-            self.model,
-            self.config["optimizer"],
-            weight_decay=GENTLER * self.config["weight_decay"],
-        )
+        self.regularize(self.config)
+        self.optimizer.state.clear()
+
+    def regularize(self, config: dict[str, Any]) -> None:
+        """Has decay and the embedding's dropout be the config's from now on; moments stay."""
+        self.config, before = config, self.optimizer
+        weight_decay = config["weight_decay"] * (GENTLER if self.loss.teacher else 1)
+        self.optimizer = build_optimizer(self.model, config["optimizer"], weight_decay=weight_decay)
+        self.optimizer.state.update(before.state if before else {})
+        if config["embedding_dropout"] != AUTO:
+            self.model.positional_encoding.dropout.p = config["embedding_dropout"]
 
     def update(
         self,

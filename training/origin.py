@@ -56,8 +56,10 @@ def tuned(config: dict[str, Any], chosen: Collection[str]) -> tuple[dict[str, An
     pretrained = published(config)
     log(f"weights   {pretrained.name}")
     left = {key for key in config if key not in chosen or config[key] == AUTO}
+    optimizer = FINE_TUNING["optimizer"] if "optimizer" in left else config["optimizer"]
+    gentle = FINE_TUNING | ({"learning_rate": AUTO} if optimizer == "muon" else {})
     of_adapters = {"learning_rate": AUTO, "dropout": 0.0}  # with it, attention keeps T x T weights
-    gentle = FINE_TUNING | (of_adapters if config["adapter"] else {})
+    gentle |= of_adapters if config["adapter"] else {}
     gentle = {key: gentle[key] for key in gentle if key in left}
     gentle = {key: value for key, value in gentle.items() if value != config[key]}
     for key, value in gentle.items():

@@ -9,10 +9,12 @@ from corpus.corpus import Corpus
 from system.errors import ConfigError
 from system.process import log
 from training.capacity import num_parameters
-from training.progress import last_step
-from training.settings import AUTO
+from training.generations import num_generations, num_passes
+from training.origin import is_published
+from training.settings import AUTO, DEFAULTS
 
 LONG = 400_000  # tokens: the rate of a run that sees more is that of one which sees so many
+NOTHING = 0.005  # where a rule may give 0, so little does not matter
 FEW = 98  # updates: Muon wants no higher rate for fewer, AdamW for fewer alone
 # What the rules look at, of the default model on the text that comes with it.
 DEFAULT_RUN = {
@@ -21,6 +23,7 @@ DEFAULT_RUN = {
     "first_updates": FEW,
     "tokens": 110_866,
     "parameters": 3.99e6,
+    "passes": 9.8,
 }
 
 
@@ -36,57 +39,105 @@ class PowerLaw:
     def __call__(self, features: Mapping[str, float]) -> float:
         ratios = {name: features[name] / DEFAULT_RUN[name] for name in self.powers}
         value = self.base * math.prod(ratios[name] ** self.powers[name] for name in ratios)
-        return float(f"{min(self.most, max(self.least, value)):.2g}")
+        value = float(f"{min(self.most, max(self.least, value)):.2g}")
+        return value if self.least or value > NOTHING else 0.0
 
 
 def always(value: float) -> PowerLaw:
     return PowerLaw(value, {}, value, value)
 
 
-RULES = {  # by optimizer, and for adapters
+RULES = {  # by optimizer, for adapters, and for published weights
     "lora": {
         "learning_rate": PowerLaw(3e-3, {"width": -1.0}, 1e-4, 1e-2),
         "weight_decay": always(0.0),
         "dropout": always(0.1),
+        "embedding_dropout": always(0.1),
     },
     "adamw": {
         "learning_rate": PowerLaw(1e-3, {"width": -1.0, "first_updates": -1.0}, 1e-5, 1.6e-2),
         "weight_decay": always(0.1),
         "dropout": always(0.1),
+        "embedding_dropout": always(0.1),
     },
     "muon": {
         "learning_rate": PowerLaw(8.1e-3, {"width": -1.0, "updates": -0.5}, 1e-4, 6e-2),
-        "weight_decay": PowerLaw(3.0, {"tokens": -1.45, "parameters": 0.5}, 0.1, 6.0),
-        "dropout": PowerLaw(0.2, {"tokens": -0.5, "parameters": 0.5}, 0.0, 0.3),
+        "weight_decay": PowerLaw(3.0, {"passes": 1.0, "tokens": -0.6, "parameters": 0.5}, 0.1, 6.0),
+        "dropout": always(0.0),
+        "embedding_dropout": PowerLaw(0.33, {"passes": 2.0}, 0.0, 0.35),
+    },
+    "muon, tuning": {
+        "learning_rate": PowerLaw(4e-3, {"width": -1.0}, 1e-4, 1e-2),
+        "weight_decay": always(0.1),
+        "dropout": always(0.1),
+        "embedding_dropout": always(0.1),
     },
 }
+RULED = ("learning_rate", "weight_decay", "dropout", "embedding_dropout")
 # By optimizer, keys whose defaults suit another one.
 OMITTED = {"muon": ("learning_rate", "weight_decay", "dropout")}
 
 
 def left_to_rules(config: dict[str, Any], chosen: set[str]) -> dict[str, Any]:
-    """The config of a new model, "auto" where nobody chose a value and the default is another's."""
-    omitted = [key for key in OMITTED.get(config["optimizer"], ()) if key not in chosen]
-    return {**config, **dict.fromkeys(omitted, AUTO)}
+    """The config of a new model, or for another optimizer: what nobody chose is the default.
+
+    Where that is another optimizer's it is "auto".
+    """
+    omitted = OMITTED.get(config["optimizer"], ())
+    free = {key: AUTO if key in omitted else DEFAULTS[key] for key in RULED if key not in chosen}
+    return with_embedding_dropout({**config, **free})
 
 
-def settled(config: dict[str, Any], corpus: Corpus) -> dict[str, Any]:
-    """The config with a number for each "auto", which is said; ConfigError without a rule."""
+def with_embedding_dropout(config: dict[str, Any]) -> dict[str, Any]:
+    """The config; its "auto" for the embedding is `dropout`, unless that is left to a rule too."""
+    shares = [config[key] for key in ("embedding_dropout", "dropout")]
+    return {**config, "embedding_dropout": shares[shares[0] == AUTO]}
+
+
+def settled(config: dict[str, Any], corpus: Corpus, num_steps: float) -> dict[str, Any]:
+    """The config with a number for each "auto", which is said; ConfigError without a rule.
+
+    What needs to know how often the text is shown stays "auto" while `num_steps` is inf.
+    """
+    rules = rules_for(config)
+    wanted = [key for key in RULED if config[key] == AUTO]
+    if missing := [key for key in wanted if key not in rules]:
+        raise ConfigError(
+            f"config: no rule for {config['optimizer']} ({missing[0]}={AUTO}): set a number"
+        )
+    features = features_of(config, corpus, num_steps)
+    found = {
+        key: rules[key](features) for key in wanted if rules[key].powers.keys() <= features.keys()
+    }
+    for key, value in found.items() if not config["plan"] else ():  # its model is another
+        log(f"auto      {key} {value:g}, by a rule (docs/recipe.md): --{key} sets another")
+    return {**config, **found}
+
+
+def rules_for(config: dict[str, Any]) -> Mapping[str, PowerLaw]:
+    """Of what the config has learn; {} for an optimizer that has none."""
+    of_tuning = f"{config['optimizer']}, tuning" if is_published(config) else ""
+    return RULES.get(config["adapter"] or of_tuning) or RULES.get(config["optimizer"], {})
+
+
+def features_of(config: dict[str, Any], corpus: Corpus, num_steps: float) -> dict[str, float]:
+    """What the rules look at, as far as it is known."""
     batch_tokens = corpus.batches.full_batch_size * config["seq_len"]
-    num_updates = min(LONG / batch_tokens, last_step(config, corpus.batches))
+    num_updates = min(LONG / batch_tokens, num_steps)
     features = {
         "width": config["embedding_dim"],
         "updates": max(FEW, num_updates),
         "first_updates": max(1, min(FEW, num_updates)),
         "tokens": len(corpus.train_ids),
-        "parameters": num_parameters(config, corpus.vocabulary.size),
+        "parameters": num_parameters(config, corpus.num_used + 1),  # with a row for the others
     }
-    rules = RULES.get(config["adapter"] or config["optimizer"], {})
-    if missing := [key for key in OMITTED["muon"] if config[key] == AUTO and key not in rules]:
-        raise ConfigError(
-            f"config: no rule for {config['optimizer']} ({missing[0]}={AUTO}): set a number"
-        )
-    found = {key: rule(features) for key, rule in rules.items() if config[key] == AUTO}
-    for key, value in found.items() if not config["plan"] else ():  # its model is another
-        log(f"auto      {key} {value:g}, by a rule (docs/recipe.md): --{key} sets another")
-    return {**config, **found}
+    if math.isinf(num_steps):
+        return features
+    num_models = num_generations(config, corpus, num_steps)
+    return features | {"passes": num_passes(config, corpus, num_steps) / num_models}
+
+
+def least(config: dict[str, Any]) -> dict[str, Any]:
+    """The config for the first updates, with the least of what is not decided yet."""
+    rules = rules_for(config)
+    return {**config, **{key: rules[key].least for key in RULED if config[key] == AUTO}}

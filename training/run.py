@@ -23,13 +23,14 @@ from reports.weights_biases import WeightsAndBiases
 from storage import checkpoint
 from storage.run_folder import HISTORY_NAME, PLOT_NAME, REPORT_NAME
 from system.errors import NonFiniteError
-from system.process import log, only_warn
+from system.process import log, only_warn, warn
 from tokenizer import GPT2Tokenizer
 from training.averages import Averages
 from training.engines import whole
 from training.generations import Generations
 from training.learner import Learner, dropout_seeds
 from training.progress import Progress
+from training.rules import settled
 from training.schedule import learning_rate_at, tolerance_at
 
 BASELINES_SECONDS = 1.0  # that a report waits for them: on a large text the first has none
@@ -55,11 +56,11 @@ class Run:
         self.val_rows = learner.machine.place(corpus.vocabulary.compact(corpus.val_ids))
         self.averages = Averages(learner.model, learner.engine, config["average_weights"])
         self.generations = Generations(config, corpus, learner)
-        self.generations.settle(self.progress.expected_steps(0))
         self.resident_bytes = 0  # of the process before it had the model
         self.base = ""  # what adapters stand beside, as `base_id` has it
         self.id = self.team.gather(uuid.uuid4().hex)[0]
         self.step = 0
+        self.settle()
         self.saved_step = 0  # there is nothing to save of step 0
         self.saved_path = self.folder
         self.history = History()
@@ -82,6 +83,21 @@ class Run:
     def start_baselines(self) -> None:
         """Looks for them in the background, where they are not known yet."""
         self.baselines = in_background(self.corpus.baselines if self.team.is_first else dict)
+
+    def settle(self) -> None:
+        """Decides what follows from how many updates there will be, once that is known."""
+        num_steps = self.progress.expected_steps(self.step)
+        self.generations.settle(num_steps)
+        if num_steps is None:
+            return
+        self.config = settled(self.config, self.corpus, num_steps)
+        self.learner.regularize(self.config)
+        num_each, warmup_steps = num_steps // self.generations.count, self.config["warmup_steps"]
+        if warmup_steps > num_each and math.isinf(self.progress.last_step):
+            warn(
+                f"the rate will not reach its height: warmup_steps={warmup_steps} is more than the "
+                f"{num_each} updates that there is time for: lower it"
+            )
 
     def learning_rate(self, step: int) -> float:
         names = ("learning_rate", "warmup_steps", "lr_schedule", "lr_min_ratio")
@@ -132,7 +148,7 @@ class Run:
             left = seconds * (self.progress.last_step - self.step)
             left = in_time(min(left, self.progress.seconds - self.progress.used))
             log(f"pace      about {in_time(seconds)} a step, {left} to go")
-            self.generations.settle(self.progress.expected_steps(self.step))
+            self.settle()
         if self.step % LOG_FREQ == 0 and not self.is_evaluation_due():
             self.tell()
 

@@ -5,7 +5,6 @@ checks, `--help`, resume and docs/settings.md all read this table. It imports no
 """
 
 import json
-import math
 import os
 import re
 from collections.abc import Callable
@@ -175,6 +174,9 @@ KEYS = {
     "num_heads": Key(8, "attention heads in each block", AT_LEAST_1, FIXED),
     "dropout": Key(
         0.1, "share of activations zeroed; unchanged, muon's rule decides", or_auto(SHARE_BELOW_1)
+    ),
+    "embedding_dropout": Key(
+        AUTO, "that of the embedding; auto: dropout's, or by muon's rule", or_auto(SHARE_BELOW_1)
     ),
     "ffn_hidden_dim": Key(1024, "width inside the feed-forward layers", AT_LEAST_1, FIXED),
     # the optimisation

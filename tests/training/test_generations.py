@@ -160,8 +160,6 @@ def test_the_second_model_begins_anew_and_learns_from_the_first(place):
     assert rates == pytest.approx(before[:12], rel=0.2)  # each has the whole schedule
     decays = {group["weight_decay"] for group in run.learner.optimizer.param_groups}
     assert decays == {0.0, GENTLER * run.config["weight_decay"]}
-    blocks = run.learner.model.blocks
-    assert blocks[0].feed_forward.dropout.p == GENTLER * CONFIG["dropout"]
 
 
 @pytest.mark.parametrize("step", [12, 17])
@@ -261,8 +259,8 @@ def test_auto_has_no_teacher_that_few_updates_have_made(place, changes, count):
 def test_a_longer_resume_shares_what_is_left_among_the_models_to_come(place):
     train_quickly(**{**TWO, "generations": 1, "num_epochs": 2})
     longer = {**TWO, "generations": 4, "num_epochs": 8}
-    state = checkpoint.load(train_quickly({"resume": True}, **longer))
-    assert state["step"] == 48
+    train_quickly({"resume": True}, **longer)
+    state = checkpoint.load(checkpoint.step_path(Path(), 48))
     assert state["generations"]["first_steps"] == [0, 12, 24, 36]
     late = {**TWO, "generations": 9, "num_epochs": 11}  # the fourth is over as soon as it goes on
     train_quickly({"resume": True}, **late)

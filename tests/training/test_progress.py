@@ -18,7 +18,7 @@ from training import progress, samples, store, wanted
 from training.learner import Learner
 from training.processes import Processes
 from training.progress import EXIT_SECONDS, Progress, limits_of
-from training.run import Run
+from training.run import NUM_PACED, Run
 from training.settings import DEFAULTS
 
 BATCHES = SimpleNamespace(dataset=range(10), batch_size=4, num_per_epoch=3)  # 4, 4 and 2 windows
@@ -228,3 +228,28 @@ def test_all_processes_take_the_clock_of_the_first():
         one.read()
     assert other.share == first.share == pytest.approx(25 / (40 - EXIT_SECONDS), abs=0.01)
     assert other.at(3, warmup_steps=0) == first.at(3, warmup_steps=0)
+
+
+def test_decay_and_dropout_follow_once_it_is_known_how_often_the_text_is_shown(clock, monkeypatch):
+    seen, update = [], Learner.update
+
+    def noted(self, *batch, **given):
+        decay = self.optimizer.param_groups[0]["weight_decay"]
+        seen.append((decay, self.model.positional_encoding.dropout.p))
+        return update(self, *batch, **given)
+
+    monkeypatch.setattr(Learner, "update", noted)
+    free = {key: DEFAULTS[key] for key in ("weight_decay", "dropout")}
+    given = {"optimizer": "muon", "generations": 1}
+    config = checkpoint.load(train_quickly(given, **WITH_TIME, **free))["config"]
+    decided = config["weight_decay"], config["embedding_dropout"]
+    first = seen.index(decided)
+    assert first >= NUM_PACED
+    assert (set(seen[:first]), set(seen[first:])) == ({(0.1, 0.0)}, {decided})
+    assert decided > (0.1, 0.1)
+
+
+def test_a_warm_up_that_there_is_no_time_for_is_said_once_the_pace_is_known(clock, capsys):
+    train_quickly(**{**WITH_TIME, "warmup_steps": 10**5})
+    said = capsys.readouterr().err
+    assert re.search(r"warmup_steps=100000 is more than the \d+ updates that there is time", said)

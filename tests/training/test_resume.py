@@ -13,6 +13,7 @@ from system.errors import CheckpointError, ConfigError, DataError
 from system.process import Stopped
 from training import begin, samples
 from training.run import Run
+from training.settings import DEFAULTS
 
 HERE = Path()
 LONGER = {"lr_schedule": "constant", "patience": 0}
@@ -242,6 +243,23 @@ def test_another_optimizer_starts_anew_where_the_config_allows_it(monkeypatch, c
     state = history_of(train_quickly(resume=True, optimizer=names[1], allow_other_text=True))
     assert len(state["train_losses"]) == 18
     assert f"changed   optimizer {names[0]!r} -> {names[1]!r}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("names", [("adamw", "muon"), ("muon", "adamw")])
+def test_another_optimizer_has_the_values_that_a_new_run_of_it_has(monkeypatch, names):
+    free = {key: DEFAULTS[key] for key in ("weight_decay", "dropout", "warmup_steps")}
+    stop_before(monkeypatch, 5, optimizer=names[0], **free)
+    other = {"resume": True, "optimizer": names[1], "allow_other_text": True}
+    found = checkpoint.load(train_quickly(other, **free))["config"]
+    new = checkpoint.load(train_quickly({"optimizer": names[1], "output_dir": "new"}, **free))
+    same = ("learning_rate", "weight_decay", "dropout", "embedding_dropout")
+    assert {key: found[key] for key in same} == {key: new["config"][key] for key in same}
+
+
+def test_a_warm_up_that_the_rest_of_a_run_has_no_time_for_is_refused(monkeypatch):
+    stop_before(monkeypatch, 5)
+    with pytest.raises(ConfigError, match=r"warmup_steps=500 is more than the run's 12 steps"):
+        train_quickly({"resume": True, "max_steps": 12, "warmup_steps": 500})
 
 
 def test_a_damaged_newest_file_never_costs_the_intact_ones(place, monkeypatch, capsys):
