@@ -23,7 +23,7 @@ DEFAULT_RUN = {
     "first_updates": FEW,
     "tokens": 110_866,
     "parameters": 3.99e6,
-    "passes": 9.8,
+    "passes": 10.0,
 }
 
 
