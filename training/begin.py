@@ -83,7 +83,7 @@ def estimate(wanted: Wanted, team: Processes = ALONE) -> str:
 def find_lr(wanted: Wanted, team: Processes = ALONE) -> str:
     """The learning rate that a short test recommends; no file but its picture is written."""
     start, corpus, machine = prepared(wanted, team)
-    return find_rate(assembled(start, corpus, machine, wanted, team), wanted.options)
+    return find_rate(assembled(start, corpus, machine, wanted, team), wanted)
 
 
 def plan(wanted: Wanted, team: Processes = ALONE) -> str:
@@ -159,8 +159,13 @@ def first_or_next_start(wanted: Wanted, team: Processes) -> Start:
 
 
 def check_warmup(run: Run) -> None:
-    """ConfigError if the rate would never reach its height."""
+    """ConfigError if the rate would never reach its height, or a model would never learn."""
     warmup_steps, num_steps = run.config["warmup_steps"], run.progress.last_step
+    if run.generations.count > num_steps:
+        raise ConfigError(
+            f"config: generations={run.generations.count} are more than the run's {num_steps} "
+            f"steps ({run.progress.limit}): each needs hundreds to learn"
+        )
     if warmup_steps > num_steps / run.generations.count:
         of_each = f" of {run.generations.count} models" * (run.generations.count > 1)
         raise ConfigError(

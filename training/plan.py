@@ -13,7 +13,7 @@ from storage import checkpoint
 from system.machine import Machine
 from training.capacity import num_parameters
 from training.learner import Learner, dropout_seeds
-from training.wanted import Wanted, command
+from training.wanted import Wanted
 
 HEAD_SIZE, NUM_WORSE = 32, 3  # sizes in a row that are worse than the best: the next ones are, too
 SIZES = (  # width, depth
@@ -76,7 +76,7 @@ def planned(config: dict[str, Any], corpus: Corpus, machine: Machine, wanted: Wa
         f"          {A:g} / parameters^{ALPHA:g} + {B:g} / tokens^{BETA:g}, for which the same",
         f"          tokens again are worth less, after {WORTHLESS} times nothing: {advice(best)}",
         f"          context {config['seq_len']}: half of the documents have up to {half:,} tokens",
-        f"next      {command(wanted.options, {'max_minutes': f'{minutes:g}', **decided})}",
+        f"next      {wanted.command({'max_minutes': f'{minutes:g}', **decided})}",
     ]
     return "\n".join(lines)
 

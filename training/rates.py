@@ -8,14 +8,13 @@ low after the fall says nothing.
 import math
 from collections.abc import Sequence
 from itertools import count
-from typing import Any
 
 from reports.plot import plot_rates
 from system.errors import ConfigError, NonFiniteError
 from system.process import only_warn
 from training.learner import dropout_seeds
 from training.run import Run
-from training.wanted import command
+from training.wanted import Wanted
 
 LOWEST, HIGHEST = 1e-5, 1.0
 SECONDS, LEAST_STEPS, MOST_STEPS = 40, 10, 240
@@ -28,7 +27,7 @@ LEAST_FALL = 0.03  # of the first loss: less of it may be chance
 NAME = "learning_rates.png"
 
 
-def find_rate(run: Run, options: dict[str, Any]) -> str:
+def find_rate(run: Run, wanted: Wanted) -> str:
     """Tries rates from low to high and draws the losses; what it found, and a command to paste."""
     rates, losses = tried(run, num_rates=num_rates_in_time(run))
     means = smooth(losses)
@@ -45,7 +44,7 @@ def find_rate(run: Run, options: dict[str, Any]) -> str:
         return f"{tested}          the loss has hardly fallen at any: none is recommended"
     return (
         f"{tested}          {part:.0%} of the fall of the loss is over at {recommended:g}\n"
-        f"next      {command(options, {'learning_rate': f'{recommended:g}'})}"
+        f"next      {wanted.command({'learning_rate': f'{recommended:g}'})}"
     )
 
 

@@ -66,6 +66,19 @@ class Wanted:
         edited = {key for key, value in self.script.items() if value != DEFAULTS[key]}
         return edited | self.options.keys()
 
+    def command(self, decided: dict[str, Any]) -> str:
+        """What to paste to train as it was asked, but for what was decided since."""
+        given = {key: value for key, value in self.options.items() if key not in QUESTIONS}
+        given |= {key: False for key in QUESTIONS if self.script[key]}  # it stands in the dict
+        words = ["python", "train.py"]
+        for key, value in {**given, **decided}.items():
+            items = value if isinstance(value, list) else [value]
+            words += [
+                f"--{key}",
+                *(json.dumps(i) if isinstance(i, dict) else str(i) for i in items),
+            ]
+        return shlex.join(words)
+
     def resumed(self, config: dict[str, Any], script: dict[str, Any]) -> dict[str, Any]:
         """The config to go on with: the run's own, changed by what was written since it began.
 
@@ -135,16 +148,6 @@ def learns_anew(config: dict[str, Any]) -> bool:
 def is_new(config: dict[str, Any]) -> bool:
     """Whether the run begins with a model that has learned nothing and learns as a whole."""
     return learns_anew(config) and not config["resume"]
-
-
-def command(options: dict[str, Any], decided: dict[str, Any]) -> str:
-    """What to paste to train with the options that were given, but for what was decided since."""
-    given = {key: value for key, value in options.items() if key not in ("plan", "find_lr")}
-    words = ["python", "train.py"]
-    for key, value in {**given, **decided}.items():
-        items = value if isinstance(value, list) else [value]
-        words += [f"--{key}", *(json.dumps(i) if isinstance(i, dict) else str(i) for i in items)]
-    return shlex.join(words)
 
 
 def plain(value: Any) -> Any:

@@ -279,6 +279,8 @@ def test_each_generation_has_a_warm_up_of_its_own(place):
         assert own[4:] == sorted(own[4:], reverse=True)
     with pytest.raises(ConfigError, match=r"the run's 24 steps \(num_epochs\) of 2 models: try 1"):
         run_of(warmup_steps=13)
+    with pytest.raises(ConfigError, match="generations=25 are more than the run's 24 steps"):
+        run_of(generations=25)
 
 
 def test_another_text_goes_on_with_the_model_that_there_is(place, monkeypatch):

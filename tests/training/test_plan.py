@@ -13,7 +13,7 @@ from training import plan
 from training.capacity import num_parameters
 from training.plan import Size, changes, context_for, measured
 from training.settings import DEFAULTS
-from training.wanted import command, options_from, wanted
+from training.wanted import options_from, wanted
 
 CORPUS = SimpleNamespace(vocabulary=SimpleNamespace(size=3000))
 
@@ -103,11 +103,13 @@ def test_very_many_updates_become_fewer_larger_ones():
 
 def test_the_command_keeps_what_was_given_and_can_be_read_again():
     given = {"data": ["a b.txt", "c"], "plan": True, "max_minutes": 3.0, "seq_len": 9}
-    words = shlex.split(command(given, {"max_minutes": "3", "seq_len": 64}))
+    words = shlex.split(wanted({}, given).command({"max_minutes": "3", "seq_len": 64}))
     options = options_from(words[2:], {})
     assert options == {"data": ["a b.txt", "c"], "max_minutes": 3, "seq_len": 64}
-    mixed = shlex.split(command({"data": {"a b": 1}}, {}))
+    mixed = shlex.split(wanted({}, {"data": {"a b": 1}}).command({}))
     assert options_from(mixed[2:], {}) == {"data": {"a b": 1}}
+    edited = wanted({"find_lr": True}, {"seed": 3}).command({})
+    assert options_from(shlex.split(edited)[2:], {}) == {"seed": 3, "find_lr": False}
 
 
 CONTEXT_OF_THE_DEFAULT = {key: DEFAULTS[key] for key in ("seq_len", "stride", "batch_size")}
