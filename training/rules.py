@@ -64,7 +64,7 @@ RULES = {  # by optimizer, for adapters, and for published weights
         "learning_rate": PowerLaw(8.1e-3, {"width": -1.0, "updates": -0.5}, 1e-4, 6e-2),
         "weight_decay": PowerLaw(3.0, {"passes": 1.0, "tokens": -0.6, "parameters": 0.5}, 0.1, 6.0),
         "dropout": always(0.0),
-        "embedding_dropout": PowerLaw(0.33, {"passes": 2.0}, 0.0, 0.35),
+        "embedding_dropout": PowerLaw(0.33, {"passes": 1.5}, 0.0, 0.35),
     },
     "muon, tuning": {
         "learning_rate": PowerLaw(4e-3, {"width": -1.0}, 1e-4, 1e-2),
@@ -89,9 +89,10 @@ def left_to_rules(config: dict[str, Any], chosen: set[str]) -> dict[str, Any]:
 
 
 def with_embedding_dropout(config: dict[str, Any]) -> dict[str, Any]:
-    """The config; its "auto" for the embedding is `dropout`, unless that is left to a rule too."""
-    shares = [config[key] for key in ("embedding_dropout", "dropout")]
-    return {**config, "embedding_dropout": shares[shares[0] == AUTO]}
+    """The config; "auto" for the embedding is as `dropout`: a number, or left to a rule too."""
+    if config["embedding_dropout"] != AUTO:
+        return config
+    return {**config, "embedding_dropout": config["dropout"]}
 
 
 def settled(config: dict[str, Any], corpus: Corpus, num_steps: float) -> dict[str, Any]:
