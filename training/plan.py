@@ -65,7 +65,8 @@ def planned(config: dict[str, Any], corpus: Corpus, machine: Machine, wanted: Wa
     config = {**config, **context}
     sizes = list(measured(config, corpus, machine))
     best = min(sizes, key=lambda size: size.excess)
-    decided = changes(best, context)
+    kept = {key: context[key] for key in context if key in wanted.chosen}
+    decided = changes(best, context) | kept
     lines = [
         f"plan      {minutes:g} minutes, of which updates get {TRAINING:.0%}; width x depth:",
         *(
