@@ -62,8 +62,8 @@ def measure_recipes(given: dict[str, Any], texts: Sequence[Path], path: Path | N
         runs: dict[str, list[tuple[float, float]]] = {name: [] for name in chosen}
         for seed in range(42, 42 + num_seeds):
             for name, changes in chosen.items():
-                changes = limited(changes, seconds)
-                runs[name].append(outcome(text, {**changes, "seed": seed}))
+                given = {**limited(changes, seconds), "seed": seed}
+                runs[name].append(outcome(text, given))
                 log(f"{label}, {name}, seed {seed}: loss, minutes {runs[name][-1]}")
         for name in chosen:
             losses, minutes = zip(*runs[name], strict=True)

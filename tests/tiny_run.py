@@ -2,17 +2,20 @@
 
 import hashlib
 import io
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 import train
 from reports import html, plot
 from storage import checkpoint
 from training import samples
+from weights import huggingface_weights
 
 REPOSITORY = Path(train.__file__).parent
 TEXT_CHARS = 2400
@@ -56,6 +59,18 @@ def prepare(folder: Path, *, num_chars: int = TEXT_CHARS) -> None:
 def train_quickly(options: dict[str, Any] | None = None, **changes: Any) -> Path:
     """Trains the tiny model in the working folder."""
     return train.train({**CONFIG, **changes}, options)
+
+
+def start_weights(folder: Path, seed: int = 7) -> Path:
+    """A GPT-2 as a Hugging Face folder, of a tiny size but for its table."""
+    torch.manual_seed(seed)
+    sizes = {"seq_len": 20, "embedding_dim": 8, "num_layers": 2, "num_heads": 2}
+    config = {**sizes, "dropout": 0.0, "ffn_hidden_dim": 12}
+    folder.mkdir()
+    model = checkpoint.build_model(config, 50257)
+    save_file(huggingface_weights(model), folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"n_head": 2}))
+    return folder
 
 
 def without_plots() -> None:

@@ -30,9 +30,15 @@ from training.plan import planned
 from training.processes import ALONE, Processes
 from training.progress import last_step
 from training.rates import find_rate
-from training.rules import least, left_to_rules, settled, with_embedding_dropout
+from training.rules import (
+    RULED,
+    for_first_updates,
+    left_to_rules,
+    settled,
+    with_embedding_dropout,
+)
 from training.run import Run
-from training.settings import AUTO, EARLIER_DEFAULTS, FIXED, FREE, KEYS, ORDERED
+from training.settings import AUTO, DEFAULTS, EARLIER_DEFAULTS, FIXED, FREE, KEYS, ORDERED
 from training.wanted import Wanted, check, shown
 from training.ways import machine_for
 
@@ -61,11 +67,12 @@ def prepared(wanted: Wanted, team: Processes) -> tuple[Start, Corpus, Machine]:
     corpus = read_corpus(
         config, GPT2Tokenizer(), share_rows=config["share_unused_tokens"], order=order
     )
-    config = settled(start.config, corpus, last_step(start.config, corpus.batches))
     if start.path:
         check_same_order(start, corpus)
         if config["generations"] == AUTO and start.state["text_sha256"] != corpus.text_sha256:
             config = {**config, "generations": 1}  # what was learned of the other text stays
+    known = {"num_steps": last_step(config, corpus.batches), "is_paced": not config["max_minutes"]}
+    config = settled(config, corpus, **known)
     start = replace(start, config=config)
     check_same(team, facts_of(start.config, start.state, corpus))
     if not config["estimate"]:
@@ -89,7 +96,7 @@ def find_lr(wanted: Wanted, team: Processes = ALONE) -> str:
 def plan(wanted: Wanted, team: Processes = ALONE) -> str:
     """A model and a command for the minutes that there are; nothing is trained."""
     start, corpus, machine = prepared(wanted, team)
-    return planned(least(start.config), corpus, machine, wanted)
+    return planned(for_first_updates(start.config), corpus, machine, wanted)
 
 
 ANSWERS = {"estimate": estimate, "find_lr": find_lr, "plan": plan}  # to each of QUESTIONS
@@ -140,7 +147,7 @@ def assembled(
     if config["mask_documents"]:
         separator = int(corpus.vocabulary.row_of_token[END_OF_TEXT_ID])
     shared = {"num_shared": num_shared, "separator": separator, "team": team}
-    learner = Learner(model, machine, least(config), **shared)
+    learner = Learner(model, machine, for_first_updates(config), **shared)
     run = Run(config, {**wanted.script, "resume": False}, corpus, learner)
     run.base, run.resident_bytes = base, resident
     run.progress.began = wanted.began
@@ -208,17 +215,34 @@ def resumed(wanted: Wanted) -> Start:
         for reason in skipped:
             warn(f"skipped: {reason}")
     store.check_complete(path, state)
-    state["config"].setdefault("embedding_dropout", state["config"]["dropout"])  # earlier versions
-    config = wanted.resumed(state["config"], state.get("script_config", {}))
-    if config["optimizer"] != state["config"].get("optimizer", EARLIER_DEFAULTS["optimizer"]):
-        config = left_to_rules(config, wanted.chosen)  # what was right for the other is not
-    config = {**config, "output_dir": str(wanted.folder)}
+    config = {**going_on(wanted, state), "output_dir": str(wanted.folder)}
     check(config)
     reordered = check_changes(path, {**EARLIER_DEFAULTS, **state["config"]}, config)
     is_elsewhere = path.absolute().parent != wanted.folder.absolute()
     is_overtaken = named is not None and run_folder.is_overtaken(wanted.folder, state)
     build = origin.beneath(config) if config["adapter"] else partial(origin.restored_model, state)
     return Start(config, build, path, state, is_elsewhere or is_overtaken, reordered)
+
+
+def going_on(wanted: Wanted, state: dict[str, Any]) -> dict[str, Any]:
+    """The config that the checkpoint's run goes on with: its own, and what was written since."""
+    had = state["config"]
+    had.setdefault("embedding_dropout", had["dropout"])  # earlier versions had one for all places
+    config = wanted.resumed(had, state.get("script_config", {}))
+    if config["optimizer"] != had.get("optimizer", EARLIER_DEFAULTS["optimizer"]):
+        return as_new(config, wanted.chosen)
+    if had["embedding_dropout"] == config["embedding_dropout"] == had["dropout"]:
+        return {**config, "embedding_dropout": config["dropout"]}
+    return config
+
+
+def as_new(config: dict[str, Any], chosen: set[str]) -> dict[str, Any]:
+    """The config with what a new run of its optimizer has where nobody chose a value."""
+    if not origin.is_published(config):
+        return left_to_rules(config, chosen)
+    free = {key: DEFAULTS[key] for key in RULED if key not in chosen}
+    config = {**config, **free}
+    return with_embedding_dropout(config | origin.gentle(config, RULED, {*chosen, "optimizer"}))
 
 
 def check_changes(path: Path, old: dict[str, Any], new: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from system.errors import ConfigError
 from system.process import log
 from training.learner import Learner
 from training.origin import random_model
+from training.parallel import is_launched
 from training.settings import AUTO
 from training.teacher import Teacher
 from training.wanted import learns_anew
@@ -57,8 +58,6 @@ class Generations:
     def settle(self, num_steps: int | None) -> None:
         """Decides how many there are, as far as it is known how many updates the run will have."""
         wanted = num_generations(self.config, self.corpus, num_steps or 0)
-        if self.config["generations"] == AUTO and self.learner.engine.is_sharded:
-            wanted = 1
         self.count = max(wanted, self.number + 1)
 
     def share(self, progress: float) -> float:
@@ -123,7 +122,8 @@ def num_generations(config: dict[str, Any], corpus: Corpus, num_steps: int) -> i
     """How many models so many updates are for: with "auto" several where that was measured."""
     if config["generations"] != AUTO:
         return config["generations"]
-    if not learns_anew(config) or config["optimizer"] != "muon":
+    is_spread = config["parallel"] == "fsdp" and is_launched()  # no process has a whole model
+    if is_spread or not learns_anew(config) or config["optimizer"] != "muon":
         return 1
     wanted = round(num_passes(config, corpus, num_steps) / PASSES)
     return max(1, min(wanted, num_steps // LEAST_UPDATES))

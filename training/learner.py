@@ -22,7 +22,12 @@ from system.process import log
 from training.engines import engine_for
 from training.loss import CHUNK_SIZE, NextTokenLoss
 from training.memory import NO_ROOM, recompute_activations
-from training.optim import build_optimizer, clip_gradients, set_learning_rate
+from training.optim import (
+    build_optimizer,
+    clip_gradients,
+    set_learning_rate,
+    set_weight_decay,
+)
 from training.processes import ALONE, Processes
 from training.settings import AUTO
 from training.teacher import Teacher
@@ -51,7 +56,6 @@ class Learner:
     ) -> None:
         self.model, self.machine, self.team = model, machine, team
         self.config = config
-        self.optimizer: torch.optim.Optimizer | None = None
         model.use_attention(machine.ways.get("attention", "torch"))
         chunk_size = int(machine.ways.get("chunk_size", CHUNK_SIZE))
         self.loss = NextTokenLoss(
@@ -63,22 +67,26 @@ class Learner:
             recompute_activations(model)
         self.engine = engine_for(team, self.loss, machine, config)
         self.scaler = machine.gradient_scaler()
+        self.forget_gradients()
         self.regularize(config)
 
     def learn_from(self, teacher: Teacher) -> None:
         """From now on part of each target is what the teacher expects; moments start anew."""
         teacher.model.use_attention(self.machine.ways.get("attention", "torch"))
         self.loss.teacher = teacher
+        self.forget_gradients()
         self.regularize(self.config)
-        self.optimizer.state.clear()
+
+    def forget_gradients(self) -> None:
+        """Gives the model an optimizer that has seen none."""
+        self.optimizer = build_optimizer(self.model, self.config["optimizer"], weight_decay=0.0)
 
     def regularize(self, config: dict[str, Any]) -> None:
-        """Has decay and the embedding's dropout be the config's from now on; moments stay."""
-        self.config, before = config, self.optimizer
-        weight_decay = config["weight_decay"] * (GENTLER if self.loss.teacher else 1)
-        self.optimizer = build_optimizer(self.model, config["optimizer"], weight_decay=weight_decay)
-        self.optimizer.state.update(before.state if before else {})
-        if config["embedding_dropout"] != AUTO:
+        """Has decay and the embedding's dropout be the config's from now on."""
+        self.config = config
+        decay = config["weight_decay"] * (GENTLER if self.loss.teacher else 1)
+        set_weight_decay(self.optimizer, self.model, config["optimizer"], weight_decay=decay)
+        if config["embedding_dropout"] != AUTO:  # else, outside of a run, it is as it was built
             self.model.positional_encoding.dropout.p = config["embedding_dropout"]
 
     def update(

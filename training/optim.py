@@ -75,6 +75,15 @@ def build_optimizer(
     return kind.build(kind.groups(model, weight_decay=weight_decay))
 
 
+def set_weight_decay(
+    optimizer: torch.optim.Optimizer, model: nn.Module, name: str, *, weight_decay: float
+) -> None:
+    """Gives each of its parameter groups the decay that it would be built with."""
+    built = OPTIMIZERS[name].groups(model, weight_decay=weight_decay)
+    for group, new in zip(optimizer.param_groups, built, strict=True):
+        group["weight_decay"] = new["weight_decay"]
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Gives every parameter group the rate."""
     for group in optimizer.param_groups:

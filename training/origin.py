@@ -51,22 +51,33 @@ def published_model(
 
 def tuned(config: dict[str, Any], chosen: Collection[str]) -> tuple[dict[str, Any], Build]:
     """The config as the weights that it names decide it, what suits fine-tuning, and the model."""
-    from exchange.pretrained import FINE_TUNING  # brings requests
-
     pretrained = published(config)
     log(f"weights   {pretrained.name}")
-    left = {key for key in config if key not in chosen or config[key] == AUTO}
-    optimizer = FINE_TUNING["optimizer"] if "optimizer" in left else config["optimizer"]
-    gentle = FINE_TUNING | ({"learning_rate": AUTO} if optimizer == "muon" else {})
-    of_adapters = {"learning_rate": AUTO, "dropout": 0.0}  # with it, attention keeps T x T weights
-    gentle |= of_adapters if config["adapter"] else {}
-    gentle = {key: gentle[key] for key in gentle if key in left}
-    gentle = {key: value for key, value in gentle.items() if value != config[key]}
-    for key, value in gentle.items():
+    config = {**config, **gentle(config, config.keys(), chosen)}
+    config |= pretrained.architecture(config, chosen)
+    return config, partial(published_model, pretrained)
+
+
+def gentle(
+    config: dict[str, Any], keys: Collection[str], chosen: Collection[str]
+) -> dict[str, Any]:
+    """What suits fine-tuning, of those of the keys that nobody chose; each change is said."""
+    from exchange.pretrained import FINE_TUNING  # brings requests
+
+    suitable = {**FINE_TUNING}
+    if "optimizer" in chosen and config["optimizer"] == "muon":
+        suitable["learning_rate"] = AUTO
+    if config["adapter"]:  # with dropout, attention keeps T x T weights
+        suitable |= {"learning_rate": AUTO, "dropout": 0.0}
+    found = {
+        key: value
+        for key, value in suitable.items()
+        if key in keys and value != config[key] and (key not in chosen or config[key] == AUTO)
+    }
+    for key, value in found.items():
         if value != AUTO:
             log(f"          {key} {value}, as suits fine-tuning: --{key} sets another")
-    config = {**config, **gentle, **pretrained.architecture(config, chosen)}
-    return config, partial(published_model, pretrained)
+    return found
 
 
 def random_model(config: dict[str, Any], vocabulary: Vocabulary, machine: Machine) -> Transformer:

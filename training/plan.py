@@ -61,7 +61,9 @@ def planned(config: dict[str, Any], corpus: Corpus, machine: Machine, wanted: Wa
     A context that somebody chose stays.
     """
     minutes, half = config["max_minutes"], corpus.facts["quantiles"][2]
-    context = context_for(config, half, len(corpus.train_ids), chosen=wanted.chosen)
+    given = {"median_document": half, "num_tokens": len(corpus.train_ids)}
+    context = context_for(config, **given, chosen=wanted.chosen)
+    why = ", as chosen" if "seq_len" in wanted.chosen else f", for documents of {half:,} tokens"
     config = {**config, **context}
     sizes = list(measured(config, corpus, machine))
     best = min(sizes, key=lambda size: size.excess)
@@ -76,18 +78,18 @@ def planned(config: dict[str, Any], corpus: Corpus, machine: Machine, wanted: Wa
         f"          speeds of {len(sizes)} sizes were measured here, nats follow from the rule",
         f"          {A:g} / parameters^{ALPHA:g} + {B:g} / tokens^{BETA:g}, for which the same",
         f"          tokens again are worth less, after {WORTHLESS} times nothing: {advice(best)}",
-        f"          context {config['seq_len']}: half of the documents have up to {half:,} tokens",
+        f"          context {config['seq_len']}{why}",
         f"next      {wanted.command({'max_minutes': f'{minutes:g}', **decided})}",
     ]
     return "\n".join(lines)
 
 
 def context_for(
-    config: dict[str, Any], half: int, num_tokens: int, *, chosen: Collection[str]
+    config: dict[str, Any], *, median_document: int, num_tokens: int, chosen: Collection[str]
 ) -> dict[str, int]:
     """Windows that half of the documents fit into, as far as time and text reach."""
     most = 256 if config["max_minutes"] >= 60 else 128
-    seq_len = min(most, max(64, 2 ** (half - 1).bit_length()))
+    seq_len = min(most, max(64, 2 ** (median_document - 1).bit_length()))
     while 2 * seq_len > num_tokens and seq_len > 1:
         seq_len //= 2
     seq_len = config["seq_len"] if "seq_len" in chosen else seq_len

@@ -56,7 +56,7 @@ def num_rates_in_time(run: Run) -> int:
     num_rates = run.team.highest(min(MOST_STEPS, round(SECONDS / seconds)) * run.team.is_first)
     if num_rates < LEAST_STEPS:
         raise ConfigError(
-            f"config: find_lr has a minute for {LEAST_STEPS} updates or more, and one takes "
+            f"config: find_lr has {SECONDS} s for {LEAST_STEPS} updates or more, and one takes "
             f"{seconds:.1f} s here: lower batch_size x grad_accum_steps"
         )
     return num_rates

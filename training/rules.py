@@ -52,13 +52,11 @@ RULES = {  # by optimizer, for adapters, and for published weights
         "learning_rate": PowerLaw(3e-3, {"width": -1.0}, 1e-4, 1e-2),
         "weight_decay": always(0.0),
         "dropout": always(0.1),
-        "embedding_dropout": always(0.1),
     },
     "adamw": {
         "learning_rate": PowerLaw(1e-3, {"width": -1.0, "first_updates": -1.0}, 1e-5, 1.6e-2),
         "weight_decay": always(0.1),
         "dropout": always(0.1),
-        "embedding_dropout": always(0.1),
     },
     "muon": {
         "learning_rate": PowerLaw(8.1e-3, {"width": -1.0, "updates": -0.5}, 1e-4, 6e-2),
@@ -70,7 +68,6 @@ RULES = {  # by optimizer, for adapters, and for published weights
         "learning_rate": PowerLaw(4e-3, {"width": -1.0}, 1e-4, 1e-2),
         "weight_decay": always(0.1),
         "dropout": always(0.1),
-        "embedding_dropout": always(0.1),
     },
 }
 RULED = ("learning_rate", "weight_decay", "dropout", "embedding_dropout")
@@ -95,50 +92,63 @@ def with_embedding_dropout(config: dict[str, Any]) -> dict[str, Any]:
     return {**config, "embedding_dropout": config["dropout"]}
 
 
-def settled(config: dict[str, Any], corpus: Corpus, num_steps: float) -> dict[str, Any]:
+def is_decided(config: dict[str, Any]) -> bool:
+    """Whether there is a number for everything that a rule may decide."""
+    return AUTO not in [config[key] for key in RULED]
+
+
+def settled(
+    config: dict[str, Any], corpus: Corpus, *, num_steps: float, is_paced: bool
+) -> dict[str, Any]:
     """The config with a number for each "auto", which is said; ConfigError without a rule.
 
-    What needs to know how often the text is shown stays "auto" while `num_steps` is inf.
+    `is_paced` is whether so many updates are expected: else they are the most that there can be,
+    and what depends on how often the text is shown stays "auto".
     """
     rules = rules_for(config)
     wanted = [key for key in RULED if config[key] == AUTO]
-    if missing := [key for key in wanted if key not in rules]:
+    if missing := [key for key in OMITTED["muon"] if key in wanted and key not in rules]:
         raise ConfigError(
             f"config: no rule for {config['optimizer']} ({missing[0]}={AUTO}): set a number"
         )
     features = features_of(config, corpus, num_steps)
+    if not is_paced:
+        del features["passes"]
     found = {
-        key: rules[key](features) for key in wanted if rules[key].powers.keys() <= features.keys()
+        key: rules[key](features)
+        for key in wanted
+        if key in rules and rules[key].powers.keys() <= features.keys()
     }
     for key, value in found.items() if not config["plan"] else ():  # its model is another
         log(f"auto      {key} {value:g}, by a rule (docs/recipe.md): --{key} sets another")
-    return {**config, **found}
+    config = {**config, **found}
+    return config if "embedding_dropout" in rules else with_embedding_dropout(config)
 
 
 def rules_for(config: dict[str, Any]) -> Mapping[str, PowerLaw]:
     """Of what the config has learn; {} for an optimizer that has none."""
-    of_tuning = f"{config['optimizer']}, tuning" if is_published(config) else ""
-    return RULES.get(config["adapter"] or of_tuning) or RULES.get(config["optimizer"], {})
+    if config["adapter"]:
+        return RULES[config["adapter"]]
+    tuning = RULES.get(f"{config['optimizer']}, tuning") if is_published(config) else None
+    return tuning or RULES.get(config["optimizer"], {})
 
 
 def features_of(config: dict[str, Any], corpus: Corpus, num_steps: float) -> dict[str, float]:
-    """What the rules look at, as far as it is known."""
+    """What the rules look at, of a run of so many updates."""
     batch_tokens = corpus.batches.full_batch_size * config["seq_len"]
     num_updates = min(LONG / batch_tokens, num_steps)
-    features = {
+    num_models = 1 if math.isinf(num_steps) else num_generations(config, corpus, num_steps)
+    return {
         "width": config["embedding_dim"],
         "updates": max(FEW, num_updates),
         "first_updates": max(1, min(FEW, num_updates)),
         "tokens": len(corpus.train_ids),
         "parameters": num_parameters(config, corpus.num_used + 1),  # with a row for the others
+        "passes": num_passes(config, corpus, num_steps) / num_models,
     }
-    if math.isinf(num_steps):
-        return features
-    num_models = num_generations(config, corpus, num_steps)
-    return features | {"passes": num_passes(config, corpus, num_steps) / num_models}
 
 
-def least(config: dict[str, Any]) -> dict[str, Any]:
-    """The config for the first updates, with the least of what is not decided yet."""
+def for_first_updates(config: dict[str, Any]) -> dict[str, Any]:
+    """The config with the least of what is not decided yet."""
     rules = rules_for(config)
     return {**config, **{key: rules[key].least for key in RULED if config[key] == AUTO}}

@@ -30,7 +30,7 @@ from training.engines import whole
 from training.generations import Generations
 from training.learner import Learner, dropout_seeds
 from training.progress import Progress
-from training.rules import settled
+from training.rules import is_decided, settled
 from training.schedule import learning_rate_at, tolerance_at
 
 BASELINES_SECONDS = 1.0  # that a report waits for them: on a large text the first has none
@@ -56,11 +56,11 @@ class Run:
         self.val_rows = learner.machine.place(corpus.vocabulary.compact(corpus.val_ids))
         self.averages = Averages(learner.model, learner.engine, config["average_weights"])
         self.generations = Generations(config, corpus, learner)
+        self.generations.settle(self.progress.expected_steps(0))
         self.resident_bytes = 0  # of the process before it had the model
         self.base = ""  # what adapters stand beside, as `base_id` has it
         self.id = self.team.gather(uuid.uuid4().hex)[0]
         self.step = 0
-        self.settle()
         self.saved_step = 0  # there is nothing to save of step 0
         self.saved_path = self.folder
         self.history = History()
@@ -85,15 +85,17 @@ class Run:
         self.baselines = in_background(self.corpus.baselines if self.team.is_first else dict)
 
     def settle(self) -> None:
-        """Decides what follows from how many updates there will be, once that is known."""
+        """Decides what follows from how many updates there will be, as the pace tells it."""
         num_steps = self.progress.expected_steps(self.step)
         self.generations.settle(num_steps)
         if num_steps is None:
             return
-        self.config = settled(self.config, self.corpus, num_steps)
-        self.learner.regularize(self.config)
+        if not is_decided(self.config):
+            given = {"num_steps": num_steps, "is_paced": True}
+            self.config = settled(self.config, self.corpus, **given)
+            self.learner.regularize(self.config)
         num_each, warmup_steps = num_steps // self.generations.count, self.config["warmup_steps"]
-        if warmup_steps > num_each and math.isinf(self.progress.last_step):
+        if warmup_steps > max(num_each, self.step - self.generations.first_step):
             warn(
                 f"the rate will not reach its height: warmup_steps={warmup_steps} is more than the "
                 f"{num_each} updates that there is time for: lower it"

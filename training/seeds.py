@@ -9,6 +9,9 @@ from reports.history import History
 from storage import checkpoint, run_folder
 from system.errors import ConfigError
 from system.files import make_folder
+from training.begin import going_on
+from training.rules import RULED
+from training.settings import AUTO
 from training.wanted import Wanted, check, without_effect
 
 
@@ -39,9 +42,10 @@ def options_of_each(wanted: Wanted) -> list[dict[str, Any]]:
 def options_like(wanted: Wanted, folder: Path) -> dict[str, Any]:
     """The options that make a new run of the one in the folder, with what was written since."""
     state = run_folder.newest_intact(folder)[1]
-    config = wanted.resumed(state["config"], state.get("script_config", {}))
-    config = {**config, "resume": False}
-    return useful(config, config)
+    config = {**going_on(wanted, state), "resume": False}
+    left = [key for key in RULED if config[key] == AUTO]  # to rules, which had not decided yet
+    left += ["dropout"] if "embedding_dropout" in left else []
+    return {key: value for key, value in useful(config, config).items() if key not in left}
 
 
 def useful(config: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:

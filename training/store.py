@@ -204,7 +204,7 @@ def restore(run: Run, path: Path, state: dict[str, Any], *, has_moments: bool) -
         teacher = state.get(TEACHER, {}) if has_moments else {}
         progress = run.progress.at(run.step, warmup_steps=0)
         run.generations.restore(generation_of(state), teacher, progress)
-        run.settle()
+        run.generations.settle(run.progress.expected_steps(run.step))
         if not run.history.evaluations or len(run.history.train_losses) != run.step:
             raise ValueError("its history is not that of its step")
         if not run.history.learning_rates:  # an earlier version has not noted them

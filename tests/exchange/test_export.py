@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 import re
 import socket
@@ -90,6 +91,15 @@ def test_transformers_gives_our_logits(exported, theirs):
     tokens = torch.randint(NUM_TOKENS, (3, exported.model.seq_len))
     expected = theirs.model(tokens).logits
     torch.testing.assert_close(exported.model(tokens), expected, rtol=1e-5, atol=1e-5)  # float32
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [({}, 0.1), ({"embedding_dropout": 0.3}, 0.3), ({"embedding_dropout": "auto"}, 0.1)],
+)
+def test_each_dropout_has_its_name_in_the_published_config(own, expected):
+    published = json.loads(huggingface.small_files({**EVEN, "dropout": 0.1, **own})["config.json"])
+    assert (published["embd_pdrop"], published["attn_pdrop"]) == (expected, 0.1)
 
 
 def test_greedy_text_in_transformers_is_ours(exported, theirs, tokenizer):

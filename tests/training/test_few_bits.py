@@ -4,9 +4,9 @@ import pytest
 import torch
 from machines import plain_machine
 from test_resume import stop_before
-from test_tuning import LORA, WHOLE, start_weights
+from test_tuning import LORA, WHOLE
 from tiny_model import SIZES
-from tiny_run import fingerprint, prepare, train_quickly
+from tiny_run import fingerprint, prepare, start_weights, train_quickly
 
 from adapters.lora import adapt, plain_weights
 from adapters.quantized import FORMATS, FrozenLinear, frozen_parts, quantize

@@ -13,6 +13,7 @@ from reports.history import Evaluation, History
 from storage import checkpoint
 from system.errors import ConfigError
 from training import begin, generations, samples
+from training.generations import num_generations
 from training.learner import GENTLER
 from training.loss import NextTokenLoss
 from training.run import Run
@@ -291,6 +292,15 @@ def test_another_text_goes_on_with_the_model_that_there_is(place, monkeypatch):
     state = checkpoint.load(train_quickly({"resume": True}, **more))
     assert state["generations"]["first_steps"] == before["generations"]["first_steps"]
     assert state["config"]["generations"] == 1
+
+
+def test_where_no_process_has_a_whole_model_there_is_one(place, monkeypatch):
+    run = run_of(generations="auto")
+    config, corpus = {**run.config, "generations": "auto"}, run.corpus
+    assert num_generations(config, corpus, 10**4) > 1
+    monkeypatch.setattr(generations, "is_launched", lambda: True)
+    assert num_generations(config, corpus, 10**4) > 1  # each has one with ddp
+    assert num_generations({**config, "parallel": "fsdp"}, corpus, 10**4) == 1
 
 
 @pytest.mark.parametrize("key", ["weights_path", "adapter", "freeze"])

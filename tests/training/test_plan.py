@@ -71,7 +71,7 @@ def test_sizes_are_tried_for_a_while_only(machine, monkeypatch):
 
 def test_a_context_that_somebody_chose_stays_and_little_text_has_a_short_one():
     config = {**DEFAULTS, "max_minutes": 1, "seq_len": 24, "stride": 5, "batch_size": 3}
-    given = {"half": 300, "num_tokens": 10**6}
+    given = {"median_document": 300, "num_tokens": 10**6}
     assert context_for(config, **given, chosen=()) == {
         "seq_len": 128, "stride": 64, "batch_size": 8,
     }  # fmt: skip
@@ -80,7 +80,7 @@ def test_a_context_that_somebody_chose_stays_and_little_text_has_a_short_one():
     }  # fmt: skip
     kept = context_for(config, **given, chosen={"stride", "batch_size"})
     assert kept == {"seq_len": 128, "stride": 5, "batch_size": 3}
-    assert context_for(config, 300, 58, chosen=())["seq_len"] == 16
+    assert context_for(config, **{**given, "num_tokens": 58}, chosen=())["seq_len"] == 16
 
 
 def test_tokens_that_come_again_are_worth_less_and_at_last_nothing():

@@ -230,7 +230,9 @@ def test_all_processes_take_the_clock_of_the_first():
     assert other.at(3, warmup_steps=0) == first.at(3, warmup_steps=0)
 
 
-def test_decay_and_dropout_follow_once_it_is_known_how_often_the_text_is_shown(clock, monkeypatch):
+@pytest.fixture
+def decays(monkeypatch) -> list[tuple[float, float]]:
+    """Decay and dropout of every update that is made."""
     seen, update = [], Learner.update
 
     def noted(self, *batch, **given):
@@ -239,14 +241,45 @@ def test_decay_and_dropout_follow_once_it_is_known_how_often_the_text_is_shown(c
         return update(self, *batch, **given)
 
     monkeypatch.setattr(Learner, "update", noted)
-    free = {key: DEFAULTS[key] for key in ("weight_decay", "dropout")}
-    given = {"optimizer": "muon", "generations": 1}
-    config = checkpoint.load(train_quickly(given, **WITH_TIME, **free))["config"]
-    decided = config["weight_decay"], config["embedding_dropout"]
-    first = seen.index(decided)
+    return seen
+
+
+FREE = {key: DEFAULTS[key] for key in ("weight_decay", "dropout")}
+ONE = {"optimizer": "muon", "generations": 1}
+
+
+def decided(path: Path) -> tuple[float, float]:
+    config = checkpoint.load(path)["config"]
+    return config["weight_decay"], config["embedding_dropout"]
+
+
+@pytest.mark.parametrize("more", [{}, {"max_steps": 10**5}])
+def test_decay_and_dropout_follow_once_it_is_known_how_often_the_text_is_shown(clock, decays, more):
+    found = decided(train_quickly(ONE, **WITH_TIME, **FREE, **more))
+    first = decays.index(found)
     assert first >= NUM_PACED
-    assert (set(seen[:first]), set(seen[first:])) == ({(0.1, 0.0)}, {decided})
-    assert decided > (0.1, 0.1)
+    assert (set(decays[:first]), set(decays[first:])) == ({(0.1, 0.0)}, {found})
+    assert min(found) > 0.1
+
+
+def test_stopped_before_that_is_known_a_run_learns_it_when_it_goes_on(clock, decays, monkeypatch):
+    update = Run.update
+
+    def stopping(run):
+        if run.step == NUM_PACED // 2:
+            raise Stopped(2)
+        update(run)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "update", stopping)
+        with pytest.raises(Stopped):
+            train_quickly(ONE, **WITH_TIME, **FREE)
+    decays.clear()
+    found = decided(train_quickly({"resume": True}, **WITH_TIME, **FREE))
+    first = decays.index(found)
+    assert (set(decays[:first]), set(decays[first:])) == ({(0.1, 0.0)}, {found})
+    assert first >= NUM_PACED
+    assert min(found) > 0.1
 
 
 def test_a_warm_up_that_there_is_no_time_for_is_said_once_the_pace_is_known(clock, capsys):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import canonical, fingerprint, prepare, tiny_state, train_quickly
+from tiny_run import canonical, fingerprint, prepare, start_weights, tiny_state, train_quickly
 
 from reports import plot
 from storage import checkpoint, run_folder
@@ -21,7 +21,7 @@ LONGER = {"lr_schedule": "constant", "patience": 0}
 pytestmark = pytest.mark.usefixtures("place")
 
 
-def stop_before(monkeypatch, step: int, **changes) -> None:
+def stop_before(monkeypatch, step: int, options: dict | None = None, **changes) -> None:
     """Lets the next training end as Ctrl-C ends it, ahead of the update with this number."""
     update = Run.update
 
@@ -33,7 +33,7 @@ def stop_before(monkeypatch, step: int, **changes) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(Run, "update", stopping)
         with pytest.raises(Stopped):
-            train_quickly(**changes)
+            train_quickly(options, **changes)
 
 
 def history_of(path: Path) -> dict:
@@ -254,6 +254,28 @@ def test_another_optimizer_has_the_values_that_a_new_run_of_it_has(monkeypatch, 
     new = checkpoint.load(train_quickly({"optimizer": names[1], "output_dir": "new"}, **free))
     same = ("learning_rate", "weight_decay", "dropout", "embedding_dropout")
     assert {key: found[key] for key in same} == {key: new["config"][key] for key in same}
+
+
+def test_another_optimizer_tunes_published_weights_at_its_own_gentle_values(place, monkeypatch):
+    start = {"weights_path": str(start_weights(place / "start")), "optimizer": "muon"}
+    stop_before(monkeypatch, 4, start)
+    other = {"resume": True, "optimizer": "adamw", "allow_other_text": True}
+    assert checkpoint.load(train_quickly(other))["config"]["learning_rate"] == 1e-5
+
+
+def test_a_dropout_written_on_resume_is_for_all_places_as_it_was(monkeypatch):
+    stop_before(monkeypatch, 5)
+    config = checkpoint.load(train_quickly({"resume": True, "dropout": 0.4}))["config"]
+    assert (config["dropout"], config["embedding_dropout"]) == (0.4, 0.4)
+
+
+def test_a_long_run_by_rules_repeats_to_the_bit_past_where_its_pace_is_told(place, monkeypatch):
+    free = {key: DEFAULTS[key] for key in ("weight_decay", "dropout")}
+    long = {"optimizer": "muon", "num_epochs": 9, "patience": 0, **free}
+    expected = fingerprint(train_quickly(**long))
+    prepare(place / "stopped")
+    stop_before(monkeypatch, 29, **long)
+    assert fingerprint(train_quickly(resume=True, **long)) == expected
 
 
 def test_a_warm_up_that_the_rest_of_a_run_has_no_time_for_is_refused(monkeypatch):

@@ -1,8 +1,7 @@
 """What "auto" becomes: values by rules, where nobody has written another."""
 
 import pytest
-from test_tuning import start_weights
-from tiny_run import CONFIG, train_quickly
+from tiny_run import CONFIG, start_weights, train_quickly
 
 from corpus.corpus import read_corpus
 from model import Dropout
@@ -145,7 +144,7 @@ def corpus(place):
 
 
 def decided(config, corpus) -> dict:
-    return settled(config, corpus, last_step(config, corpus.batches))
+    return settled(config, corpus, num_steps=last_step(config, corpus.batches), is_paced=True)
 
 
 def test_few_updates_have_a_higher_rate_and_past_so_many_it_stays(corpus):

@@ -5,14 +5,17 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import pytest
-from test_tuning import start_weights
-from tiny_run import canonical, prepare, train_quickly
+from tiny_run import CONFIG, canonical, prepare, start_weights, train_quickly
 
 from reports.history import History
 from storage import checkpoint
 from system.errors import ConfigError
 from system.process import Stopped
+from training import seeds
+from training.rules import left_to_rules
 from training.run import Run
+from training.settings import AUTO, DEFAULTS
+from training.wanted import wanted
 
 
 def best_of(folder: str) -> float:
@@ -67,7 +70,21 @@ def test_a_seed_that_had_not_begun_starts_from_the_weights_of_the_others(place, 
     assert first == second  # before any update
 
 
-def stop_in_the_first(monkeypatch, given) -> None:
+def test_what_rules_had_not_decided_is_left_to_them_for_a_seed_that_had_not_begun(
+    place, monkeypatch
+):
+    free = {key: DEFAULTS[key] for key in ("weight_decay", "dropout")}
+    given = {"optimizer": "muon", "max_minutes": 5, "max_steps": 24, "warmup_steps": 0}
+    stop_in_the_first(monkeypatch, given, **free)
+    of_first = checkpoint.load(checkpoint.step_path("seed_42", 2))["config"]
+    assert of_first["embedding_dropout"] == AUTO
+    options = seeds.options_of_each(wanted({**CONFIG, **free}, {"seeds": 2, "resume": True}))[1]
+    new = left_to_rules({**DEFAULTS, **CONFIG, **free, **options}, set(options))
+    undecided = ("learning_rate", "weight_decay", "dropout", "embedding_dropout")
+    assert [new[key] for key in undecided] == [of_first["learning_rate"], AUTO, AUTO, AUTO]
+
+
+def stop_in_the_first(monkeypatch, given, **changes) -> None:
     """Begins two trainings, and stops after two updates of the first."""
     update = Run.update
 
@@ -79,7 +96,7 @@ def stop_in_the_first(monkeypatch, given) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(Run, "update", stopping)
         with pytest.raises(Stopped):
-            train_quickly({"seeds": 2, **given})
+            train_quickly({"seeds": 2, **given}, **changes)
 
 
 def configs_of_two(given) -> list[dict]:

@@ -1,16 +1,15 @@
 """Runs in which little learns: what their files hold, resumed ones, and what is refused."""
 
-import json
 import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from test_notebook import SNIPPET
 from test_resume import stop_before
-from tiny_run import canonical, fingerprint, prepare, train_quickly
+from tiny_run import canonical, fingerprint, prepare, start_weights, train_quickly
 
 from adapters.lora import base_id
 from exchange import adapter_files
@@ -18,7 +17,6 @@ from exchange.pretrained import from_safetensors
 from storage import checkpoint, run_folder
 from system.errors import CheckpointError, ConfigError
 from training.capacity import Learning, num_parameters
-from weights import huggingface_weights
 
 LORA = {"adapter": "lora", "lora_rank": 2, "lora_dropout": 0.2, "learning_rate": 1e-2}
 WHOLE = {"freeze": "input_embedding, attention", "learning_rate": 1e-2}
@@ -28,18 +26,6 @@ pytestmark = pytest.mark.usefixtures("place")
 
 def step_files(folder: Path = Path()) -> list[Path]:
     return sorted(folder.glob("model_checkpoint_step_*.pt"), key=lambda path: len(path.name))
-
-
-def start_weights(folder: Path, seed: int = 7) -> Path:
-    """A GPT-2 as a Hugging Face folder, of a tiny size but for its table."""
-    torch.manual_seed(seed)
-    sizes = {"seq_len": 20, "embedding_dim": 8, "num_layers": 2, "num_heads": 2}
-    config = {**sizes, "dropout": 0.0, "ffn_hidden_dim": 12}
-    folder.mkdir()
-    model = checkpoint.build_model(config, 50257)
-    save_file(huggingface_weights(model), folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps({"n_head": 2}))
-    return folder
 
 
 @pytest.mark.parametrize("changes", [LORA, {**LORA, "optimizer": "muon"}, WHOLE])
