@@ -31,14 +31,14 @@ from training.processes import ALONE, Processes
 from training.progress import last_step
 from training.rates import find_rate
 from training.rules import (
-    RULED,
+    as_new,
     for_first_updates,
     left_to_rules,
     settled,
     with_embedding_dropout,
 )
 from training.run import Run
-from training.settings import AUTO, DEFAULTS, EARLIER_DEFAULTS, FIXED, FREE, KEYS, ORDERED
+from training.settings import AUTO, EARLIER_DEFAULTS, FIXED, FREE, KEYS, ORDERED
 from training.wanted import Wanted, check, shown
 from training.ways import machine_for
 
@@ -234,15 +234,6 @@ def going_on(wanted: Wanted, state: dict[str, Any]) -> dict[str, Any]:
     if had["embedding_dropout"] == config["embedding_dropout"] == had["dropout"]:
         return {**config, "embedding_dropout": config["dropout"]}
     return config
-
-
-def as_new(config: dict[str, Any], chosen: set[str]) -> dict[str, Any]:
-    """The config with what a new run of its optimizer has where nobody chose a value."""
-    if not origin.is_published(config):
-        return left_to_rules(config, chosen)
-    free = {key: DEFAULTS[key] for key in RULED if key not in chosen}
-    config = {**config, **free}
-    return with_embedding_dropout(config | origin.gentle(config, RULED, {*chosen, "optimizer"}))
 
 
 def check_changes(path: Path, old: dict[str, Any], new: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from system.errors import ConfigError
 from system.process import log
 from training.capacity import num_parameters
 from training.generations import num_generations, num_passes
-from training.origin import is_published
+from training.origin import gentle, is_published
 from training.settings import AUTO, DEFAULTS
 
 LONG = 400_000  # tokens: the rate of a run that sees more is that of one which sees so many
@@ -59,7 +59,7 @@ RULES = {  # by optimizer, for adapters, and for published weights
         "dropout": always(0.1),
     },
     "muon": {
-        "learning_rate": PowerLaw(8.1e-3, {"width": -1.0, "updates": -0.5}, 1e-4, 6e-2),
+        "learning_rate": PowerLaw(1.1e-2, {"width": -1.0, "updates": -0.5}, 1e-4, 6e-2),
         "weight_decay": PowerLaw(3.0, {"passes": 1.0, "tokens": -0.6, "parameters": 0.5}, 0.1, 6.0),
         "dropout": always(0.0),
         "embedding_dropout": PowerLaw(0.33, {"passes": 1.5}, 0.0, 0.35),
@@ -90,6 +90,15 @@ def with_embedding_dropout(config: dict[str, Any]) -> dict[str, Any]:
     if config["embedding_dropout"] != AUTO:
         return config
     return {**config, "embedding_dropout": config["dropout"]}
+
+
+def as_new(config: dict[str, Any], chosen: set[str]) -> dict[str, Any]:
+    """The config with what a new run of its optimizer has where nobody chose a value."""
+    if not is_published(config):
+        return left_to_rules(config, chosen)
+    free = {key: DEFAULTS[key] for key in RULED if key not in chosen}
+    config = {**config, **free}
+    return with_embedding_dropout(config | gentle(config, RULED, {*chosen, "optimizer"}))
 
 
 def is_decided(config: dict[str, Any]) -> bool:

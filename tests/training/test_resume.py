@@ -132,6 +132,7 @@ def test_what_changed_on_purpose_is_printed_as_old_and_new(capsys, monkeypatch):
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("changed")]
     assert [line.split()[1:] for line in lines] == [
         ["dropout", "0.2", "->", "0.0"],
+        ["embedding_dropout", "0.2", "->", "0.0"],
         ["learning_rate", "0.0003", "->", "0.0001"],
         ["eval_freq", "4", "->", "6"],
     ]

@@ -182,7 +182,7 @@ def test_rows_of_tokens_that_do_not_occur_are_no_parameters_of_the_rules(place, 
 def test_the_default_run_has_the_values_that_were_measured_for_it():
     muon = {key: law(DEFAULT_RUN) for key, law in RULES["muon"].items()}
     assert muon == {
-        "learning_rate": 8.1e-3,
+        "learning_rate": 1.1e-2,
         "weight_decay": 3.0,
         "dropout": 0.0,
         "embedding_dropout": 0.33,
