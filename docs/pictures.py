@@ -43,7 +43,8 @@ def record(run: Path, *options: str) -> None:
         (["generate.py", "--prompt", PROMPT, "--seed", "1"], text),
     ):
         terminal.print(Text(f"$ {shlex.join(['python', *command])}", style="bold"))
-        for line in re.sub(f"({DOCS.parent}|{run})/", "", said).rstrip().splitlines():
+        shown = re.sub(f"({DOCS.parent}|{run})/", "", said).replace(str(run), run.name)
+        for line in shown.rstrip().splitlines():
             terminal.print(Text(line), overflow="ellipsis", no_wrap=line.startswith(("  ", "step")))
     svg = terminal.export_svg(title="python train.py")
     svg = re.sub(r"(?s)@font-face \{.*?\}\s*", "", svg)  # nothing is fetched by who looks at it
