@@ -196,15 +196,15 @@ def export_huggingface(folder: str | Path, state: dict[str, Any], model: Transfo
 def small_files(config: dict[str, Any]) -> dict[str, str]:
     """Texts by file name: the network's sizes, the tokenizer, how to generate."""
     vocabulary, merges = vocabulary_and_merges()
-    of_embedding = config.get("embedding_dropout")  # not in earlier files, and may be "auto"
+    own = config.get("embedding_dropout", "auto")  # not in earlier files
     network = {
         "architectures": ["GPT2LMHeadModel"],
         **SAME,
         "vocab_size": len(vocabulary),
         "n_positions": config["seq_len"],
         **{gpt2: config[ours] for ours, gpt2 in SETTINGS.items()},
-        **dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), config["dropout"]),
-        **({"embd_pdrop": of_embedding} if isinstance(of_embedding, float) else {}),
+        **dict.fromkeys(("attn_pdrop", "resid_pdrop"), config["dropout"]),
+        "embd_pdrop": config["dropout"] if own == "auto" else own,
         **END_IDS,
     }
     tokenizer = {

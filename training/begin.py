@@ -119,7 +119,7 @@ def begin(wanted: Wanted, team: Processes = ALONE) -> Run:
     if start.path:
         go_on(run, start)
     else:
-        check_warmup(run)
+        check_steps(run)
         make_way(run)
     if team.is_first:
         run_folder.claim(run.folder, run.id)
@@ -165,8 +165,8 @@ def first_or_next_start(wanted: Wanted, team: Processes) -> Start:
     return resumed(wanted) if wanted.config["resume"] else started(wanted)
 
 
-def check_warmup(run: Run) -> None:
-    """ConfigError if the rate would never reach its height, or a model would never learn."""
+def check_steps(run: Run) -> None:
+    """ConfigError if there are too few for the warm-up, or for as many models."""
     warmup_steps, num_steps = run.config["warmup_steps"], run.progress.last_step
     if run.generations.count > num_steps:
         raise ConfigError(
@@ -284,7 +284,7 @@ def go_on(run: Run, start: Start) -> None:
         limit = run.progress.limit if run.progress.is_over(run.step) else "patience"
         log(f"          that is the end: raise {limit} to train on")
     else:
-        check_warmup(run)
+        check_steps(run)
     run.id = run.team.gather(uuid.uuid4().hex)[0] if start.is_branch else run.id
     if start.is_branch:
         best = store.best_state(run, path.parent)

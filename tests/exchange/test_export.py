@@ -95,7 +95,12 @@ def test_transformers_gives_our_logits(exported, theirs):
 
 @pytest.mark.parametrize(
     ("own", "expected"),
-    [({}, 0.1), ({"embedding_dropout": 0.3}, 0.3), ({"embedding_dropout": "auto"}, 0.1)],
+    [
+        ({}, 0.1),
+        ({"embedding_dropout": 0.3}, 0.3),
+        ({"embedding_dropout": 0}, 0),
+        ({"embedding_dropout": "auto"}, 0.1),
+    ],
 )
 def test_each_dropout_has_its_name_in_the_published_config(own, expected):
     published = json.loads(huggingface.small_files({**EVEN, "dropout": 0.1, **own})["config.json"])
